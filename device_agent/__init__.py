@@ -1,0 +1,1 @@
+"""The agent on a device: makes the key, enrols, connects, renews."""

@@ -1,0 +1,1 @@
+"""The enrollment authority: signs certificates for the devices of a fleet and tells brokers whom to let in."""
