@@ -1,0 +1,18 @@
+"""The console script `enroll`: says what to install where only the device's packages are."""
+
+import sys
+
+from fleet.extras import explain_missing
+
+
+def main() -> int:
+    """Run the command line; its exit status, or 1 and a hint if an optional package is missing."""
+    try:
+        from enroll.cli import main as command
+    except ModuleNotFoundError as error:
+        explanation = explain_missing(error, program="enroll", extra="enroll")
+        if explanation is None:
+            raise
+        print(explanation, file=sys.stderr)
+        return 1
+    return command()

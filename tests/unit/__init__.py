@@ -1,0 +1,1 @@
+"""The packages, driven with literal values and times."""
