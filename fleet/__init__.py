@@ -1,1 +1,1 @@
-"""The contract that the programs of mqtt-fleet agree on: names, topics, rules, certificates and wire forms; no IO."""
+"""The contract: what the programs agree on. Pure: no clock, no randomness, no input or output."""

@@ -1,0 +1,147 @@
+"""`HOME/fleet.toml`: one frozen value, every problem reported at once, an unknown key an error."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fleet.errors import FleetError, InvalidInput
+from fleet.identity import DeviceId, Role, TrustDomain
+from fleet.policy import DEFAULT_RULES, Action, Policy, Rule
+
+DEFAULT_ENROLL_LISTEN: Final = "0.0.0.0:8443"
+DEFAULT_BROKER_LISTEN: Final = "0.0.0.0:8883"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server listens; port 0 takes any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """`HOST:PORT`, or `[IPV6]:PORT`. Raises: InvalidInput."""
+    host, separator, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    is_plain = bool(bare) and bare.isprintable() and " " not in bare and (":" not in bare or bare != host)
+    if not (separator and is_plain and port.isascii() and port.isdigit() and int(port) <= 65_535):
+        raise InvalidInput(f"{text[:80]!r} is not an address", hint="write HOST:PORT, as 0.0.0.0:8443 or [::]:8443")
+    return Address(bare, int(port))
+
+
+@dataclass(frozen=True, slots=True)
+class FleetConfig:
+    """What `enroll` and `broker` read from `fleet.toml`. `hosts` are the DNS names and IP addresses of both servers."""
+
+    trust_domain: TrustDomain
+    hosts: tuple[str, ...]
+    crl_url: str
+    enroll_listen: Address
+    broker_listen: Address
+    policy: Policy
+
+
+def load(text: str) -> FleetConfig:
+    """The configuration in `text`. Raises: InvalidInput that names every problem."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"fleet.toml is not TOML: {error}") from error
+    reader = _Reader(table, [])
+    config = reader.read()
+    if reader.problems or config is None:
+        raise InvalidInput("fleet.toml: " + "; ".join(reader.problems), hint="docs/operations.md lists every key")
+    return config
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads one table and keeps what is wrong with it."""
+
+    table: Mapping[str, Any]
+    problems: list[str]
+
+    def read(self) -> FleetConfig | None:
+        self._refuse_unknown("", self.table, {"trust_domain", "hosts", "crl_url", "enroll", "broker", "policy"})
+        domain = self._trust_domain()
+        hosts = tuple(self._texts("hosts", self.table.get("hosts", [])))
+        if not hosts:
+            self.problems.append("hosts names no host")
+        crl_url = self._text("crl_url", self.table.get("crl_url"))
+        enroll_listen = self._listen("enroll", DEFAULT_ENROLL_LISTEN)
+        broker_listen = self._listen("broker", DEFAULT_BROKER_LISTEN)
+        rules = tuple(self._rules())
+        if domain is None or enroll_listen is None or broker_listen is None:
+            return None
+        return FleetConfig(domain, hosts, crl_url, enroll_listen, broker_listen, Policy(DEFAULT_RULES + rules))
+
+    def _trust_domain(self) -> TrustDomain | None:
+        try:
+            return TrustDomain(self._text("trust_domain", self.table.get("trust_domain")))
+        except InvalidInput as error:
+            self.problems.append(f"trust_domain: {error}")
+            return None
+
+    def _listen(self, section: str, default: str) -> Address | None:
+        table = self._section(section, {"listen"})
+        try:
+            return parse_address(self._text(f"{section}.listen", table.get("listen", default)))
+        except InvalidInput as error:
+            self.problems.append(f"{section}.listen: {error}")
+            return None
+
+    def _rules(self) -> Iterator[Rule]:
+        table = self._section("policy", {"rules"})
+        rules = table.get("rules", [])
+        if not isinstance(rules, list):
+            self.problems.append("policy.rules is not a list of tables")
+            return
+        for number, rule in enumerate(rules):
+            yield from self._rule(f"policy.rules[{number}]", rule)
+
+    def _rule(self, where: str, rule: object) -> Iterator[Rule]:
+        if not isinstance(rule, dict):
+            self.problems.append(f"{where} is not a table")
+            return
+        self._refuse_unknown(f"{where}.", rule, {"name", "role", "id", "publish", "subscribe"})
+        name = self._text(f"{where}.name", rule.get("name"))
+        try:
+            role = Role(self._text(f"{where}.role", rule.get("role")))
+            device = DeviceId(self._text(f"{where}.id", rule["id"])) if "id" in rule else None
+            for action in Action:
+                for pattern in self._texts(f"{where}.{action}", rule.get(action.value, [])):
+                    yield Rule(name, role, action, pattern, device)
+        except (FleetError, ValueError) as error:
+            self.problems.append(f"{where}: {error}")
+
+    def _section(self, name: str, known: set[str]) -> Mapping[str, Any]:
+        table = self.table.get(name, {})
+        if not isinstance(table, dict):
+            self.problems.append(f"{name} is not a table")
+            return {}
+        self._refuse_unknown(f"{name}.", table, known)
+        return table
+
+    def _refuse_unknown(self, prefix: str, table: Mapping[str, Any], known: set[str]) -> None:
+        self.problems.extend(f"unknown key {prefix}{key}" for key in table if key not in known)
+
+    def _text(self, name: str, value: object) -> str:
+        if isinstance(value, str) and value:
+            return value
+        self.problems.append(f"{name} is missing" if value is None else f"{name} is not a text")
+        return ""
+
+    def _texts(self, name: str, value: object) -> Iterator[str]:
+        if not isinstance(value, list):
+            self.problems.append(f"{name} is not a list of texts")
+            return
+        for item in value:
+            if text := self._text(name, item):
+                yield text

@@ -1,0 +1,111 @@
+"""The directory feed: what a broker must know of each principal, as newline-delimited JSON.
+
+`GET /v1/directory?after=SEQ&feed=ID` answers 200 `application/x-ndjson` and stays open. Lines:
+
+    {"type": "snapshot", "feed": ID, "seq": N}   what follows up to the next "current" is the whole directory at N
+    {"type": "entry", "seq": N, "id": ..., "role": ..., "state": ..., "epoch": N, "serials": [hex, ...]}
+    {"type": "current", "feed": ID, "seq": N}    all up to N was sent; also the heartbeat, every HEARTBEAT_SECONDS
+
+A request with the present feed id and a sequence number that the service still has is answered without a snapshot.
+`feed` changes when the registry is restored or made anew: then brokers take a snapshot. `GET /v1/directory?serial=HEX`
+answers one entry line, or 404. An entry is the whole truth of one principal; the one with the higher `seq` wins.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+from fleet.errors import InvalidInput
+from fleet.identity import DeviceId, Principal, Role, Serial, State
+
+PATH = "/v1/directory"
+MEDIA_TYPE = "application/x-ndjson"
+HEARTBEAT_SECONDS = 10.0
+MAX_LINE_BYTES = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One principal as of `seq`.
+
+    `serials` may connect while `state` is active. `epoch` counts enrolments under this id: sessions kept from an older
+    epoch belong to a predecessor and are not restored.
+    """
+
+    seq: int
+    principal: Principal
+    state: State
+    epoch: int
+    serials: frozenset[Serial]
+
+    def admits(self, serial: Serial) -> bool:
+        """Whether a certificate with `serial` may connect."""
+        return self.state is State.ACTIVE and serial in self.serials
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotStart:
+    """The whole directory follows, up to the next `Current`; principals not in it are gone."""
+
+    feed: str
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """The follower has all up to `seq`."""
+
+    feed: str
+    seq: int
+
+
+FeedLine = Entry | SnapshotStart | Current
+
+
+def encode(line: FeedLine) -> bytes:
+    """One line of the feed, with its newline."""
+    return json.dumps(_fields(line), separators=(",", ":")).encode() + b"\n"
+
+
+def _fields(line: FeedLine) -> dict[str, object]:
+    match line:
+        case Entry(seq, principal, state, epoch, serials):
+            return {
+                "type": "entry",
+                "seq": seq,
+                "id": principal.id,
+                "role": principal.role.value,
+                "state": state.value,
+                "epoch": epoch,
+                "serials": sorted(serials),
+            }
+        case SnapshotStart(feed, seq):
+            return {"type": "snapshot", "feed": feed, "seq": seq}
+        case Current(feed, seq):
+            return {"type": "current", "feed": feed, "seq": seq}
+        case _:
+            assert_never(line)
+
+
+def decode(line: bytes) -> FeedLine:
+    """The inverse of `encode`. Raises: InvalidInput."""
+    try:
+        return _decode(json.loads(line))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InvalidInput(f"not a line of a directory feed: {line[:80]!r}") from error
+
+
+def _decode(fields: dict[str, Any]) -> FeedLine:
+    match fields:
+        case {"type": "entry", "seq": int(seq), "id": str(id_), "role": str(role), "state": str(state)}:
+            match fields:
+                case {"epoch": int(epoch), "serials": [*serials]}:
+                    principal = Principal(Role(role), DeviceId(id_))
+                    return Entry(seq, principal, State(state), epoch, frozenset(Serial(s) for s in serials))
+        case {"type": "snapshot", "feed": str(feed), "seq": int(seq)}:
+            return SnapshotStart(feed, seq)
+        case {"type": "current", "feed": str(feed), "seq": int(seq)}:
+            return Current(feed, seq)
+    raise ValueError("unknown line")

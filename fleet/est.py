@@ -1,0 +1,180 @@
+"""Enrollment over Secure Transport, both sides of the wire (RFC 7030, 8951): paths, values, CSR and PKCS#7 codecs.
+
+Who sends the bytes is each program's own shell. What is accepted is wider than what is sent: base64 wrapped, unwrapped
+or as PEM; Content-Transfer-Encoding is ignored on input (RFC 8951, section 2).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat import asn1
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
+from cryptography.x509.oid import NameOID
+
+from fleet.errors import FleetError
+from fleet.identity import DeviceId
+from fleet.pki import PublicKey, check_public_key, common_name_of
+
+BASE: Final = "/.well-known/est"
+CACERTS: Final = f"{BASE}/cacerts"
+CSRATTRS: Final = f"{BASE}/csrattrs"
+SIMPLE_ENROLL: Final = f"{BASE}/simpleenroll"
+SIMPLE_REENROLL: Final = f"{BASE}/simplereenroll"
+CONFIG: Final = "/v1/config"
+HEALTH: Final = "/healthz"
+
+PKCS10: Final = "application/pkcs10"
+PKCS7: Final = "application/pkcs7-mime"
+PKCS7_CERTS_ONLY: Final = f"{PKCS7}; smime-type=certs-only"
+CSRATTRS_TYPE: Final = "application/csrattrs"
+
+MAX_BODY_BYTES: Final = 16_384  # an RSA 4096 CSR in wrapped base64 has under 3,000
+MAX_ANSWER_BYTES: Final = 262_144
+
+_PEM = re.compile(
+    rb"-----BEGIN (?:NEW )?CERTIFICATE REQUEST-----(.*?)-----END (?:NEW )?CERTIFICATE REQUEST-----", re.DOTALL
+)
+_WEAK_HASHES = ("md5", "sha1")
+
+
+class InvalidCsr(FleetError):
+    """The body is not a certificate signing request that can be signed; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class EstRequest:
+    """One HTTP request, as a value. Header names are lower-case; `peer` is the verified client certificate's DER."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = field(default=b"", repr=False)
+    query: Mapping[str, str] = field(default_factory=dict)
+    peer: bytes | None = None
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EstResponse:
+    """One HTTP answer, as a value."""
+
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def encode_body(der: bytes) -> bytes:
+    """DER as base64 in lines of 76 characters (RFC 7030, 4.2.1; RFC 2045, 6.8)."""
+    return base64.encodebytes(der)
+
+
+def decode_body(body: bytes) -> bytes:
+    """The DER in a base64 or PEM body. Raises: InvalidCsr."""
+    pem = _PEM.search(body)
+    try:
+        der = base64.b64decode(b"".join((pem[1] if pem else body).split()), validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise InvalidCsr("the body is not base64", hint="send the DER of a PKCS#10 request in base64") from error
+    if not der:
+        raise InvalidCsr("the body is empty", hint="send the DER of a PKCS#10 request in base64")
+    return der
+
+
+@dataclass(frozen=True, slots=True)
+class Csr:
+    """What is taken from a signing request: the id, the key, and nothing else (DESIGN section 4)."""
+
+    device: DeviceId
+    public_key: PublicKey
+
+
+def parse_csr(der: bytes) -> Csr:
+    """The id and key of a request whose signature proves possession of that key (RFC 2986).
+
+    Raises: InvalidCsr, InvalidDeviceId, pki.WeakKey.
+    """
+    try:
+        request = x509.load_der_x509_csr(without_null_parameters(der))
+        key = check_public_key(request.public_key())
+        algorithm = request.signature_hash_algorithm
+        if algorithm is not None and algorithm.name in _WEAK_HASHES:
+            raise InvalidCsr(f"the request is signed with {algorithm.name}", hint="sign it with SHA-256 or better")
+        if not request.is_signature_valid:
+            raise InvalidCsr("the request's signature does not fit its key", hint="make key and request anew")
+        return Csr(common_name_of(request.subject), key)
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        raise InvalidCsr(
+            "the body is not a PKCS#10 certificate signing request", hint="`openssl req -new` makes one"
+        ) from error
+
+
+@asn1.sequence
+class _AlgorithmIdentifier:
+    algorithm: x509.ObjectIdentifier
+    parameters: asn1.Null | None
+
+
+@asn1.sequence
+class _CertificationRequest:
+    info: asn1.TLV
+    algorithm: asn1.TLV
+    signature: asn1.BitString
+
+
+_ECDSA_WITH_SHA2 = "1.2.840.10045.4.3."
+
+
+def without_null_parameters(der: bytes) -> bytes:
+    """`der`, or the same request without the NULL that mbedTLS 2.28 and tpm2-openssl put behind ecdsa-with-SHA*.
+
+    RFC 5758, 3.2 forbids these parameters and `cryptography` refuses them; they lie outside what is signed.
+    Raises: ValueError.
+    """
+    request = asn1.decode_der(_CertificationRequest, der)
+    try:
+        algorithm = request.algorithm.parse(_AlgorithmIdentifier)
+    except ValueError:
+        return der
+    if algorithm.parameters is None or not algorithm.algorithm.dotted_string.startswith(_ECDSA_WITH_SHA2):
+        return der
+    plain = asn1.encode_der(_AlgorithmIdentifier(algorithm=algorithm.algorithm, parameters=None))
+    return asn1.encode_der(
+        _CertificationRequest(
+            info=request.info, algorithm=asn1.decode_der(asn1.TLV, plain), signature=request.signature
+        )
+    )
+
+
+def build_csr(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, device: DeviceId) -> bytes:
+    """The DER of a request for `device`, signed by `key`."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
+    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, algorithm).public_bytes(Encoding.DER)
+
+
+def encode_certificates(certificates: Sequence[x509.Certificate]) -> bytes:
+    """A certs-only PKCS#7 in base64 (RFC 7030, 4.1.3)."""
+    return encode_body(pkcs7.serialize_certificates(list(certificates), Encoding.DER))
+
+
+def decode_certificates(body: bytes) -> list[x509.Certificate]:
+    """The inverse of `encode_certificates`; the order is not kept by every server. Raises: ValueError."""
+    if len(body) > MAX_ANSWER_BYTES:
+        raise ValueError("the answer is too large")
+    try:
+        certificates = pkcs7.load_der_pkcs7_certificates(base64.b64decode(b"".join(body.split()), validate=True))
+    except UnsupportedAlgorithm as error:
+        raise ValueError("the answer holds no certificates that can be read") from error
+    if not certificates:
+        raise ValueError("the answer holds no certificates")
+    return certificates

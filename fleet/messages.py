@@ -1,0 +1,288 @@
+"""The JSON that devices and the fleet exchange: schemas, limits, and a strict decoder.
+
+Every message is one object. Up-link messages carry `v` (1), `id` (the sender), `ts` (RFC 3339, UTC), `boot` (drawn at
+each start) and `seq` (counts within a boot): receivers de-duplicate on (id, boot, seq). Who sent a message is decided
+by its topic; an `id` that differs makes the message invalid. Telemetry may be any bytes and is not decoded here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final, NoReturn, TypeVar
+
+from fleet.errors import InvalidInput
+from fleet.identity import DeviceId
+
+VERSION: Final = 1
+MAX_MESSAGE_BYTES: Final = 65_536
+MAX_TELEMETRY_BYTES: Final = 131_072  # as AWS IoT Core
+MAX_DEPTH: Final = 32
+_MAX_INT: Final = 2**53 - 1  # RFC 8259, section 6: what every JSON implementation agrees on
+
+JsonObject = dict[str, Any]
+_E = TypeVar("_E", bound=StrEnum)
+
+
+class InvalidMessage(InvalidInput):
+    """A payload that is not what its topic asks for. It is acknowledged, set aside and counted, never retried."""
+
+
+def decode_object(payload: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> JsonObject:
+    """The JSON object in `payload`.
+
+    Raises: InvalidMessage for anything over `max_bytes` or MAX_DEPTH, not UTF-8, not an object, with NaN or infinities,
+    duplicate keys, lone surrogates, or integers past 2**53 - 1 (I-JSON, RFC 7493, section 2).
+    """
+    if len(payload) > max_bytes:
+        raise InvalidMessage(f"the message has {len(payload)} bytes, the limit is {max_bytes}")
+    _check_depth(payload)
+    try:
+        value = json.loads(
+            payload.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+            parse_int=_bounded_int,
+            object_pairs_hook=_unique_keys,
+        )
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate cannot be encoded
+    except (ValueError, RecursionError) as error:
+        raise InvalidMessage(f"the message is not I-JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidMessage("the message is not a JSON object")
+    return value
+
+
+def encode_object(value: Mapping[str, Any]) -> bytes:
+    """`value` as compact UTF-8 JSON. Raises: InvalidMessage for what `decode_object` would refuse."""
+    try:
+        payload = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidMessage(f"the message cannot be written as JSON: {error}") from error
+    decode_object(payload)
+    return payload
+
+
+def _check_depth(payload: bytes) -> None:
+    depth, in_string, escaped = 0, False, False
+    for byte in payload:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                in_string = False
+        elif byte == 0x22:
+            in_string = True
+        elif byte in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise InvalidMessage(f"the message is nested deeper than {MAX_DEPTH} levels")
+        elif byte in b"]}":
+            depth -= 1
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a number in JSON")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError("a number is too large")
+    return value
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > 17 or abs(int(text)) > _MAX_INT:
+        raise ValueError("an integer is too large")
+    return int(text)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> JsonObject:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+def format_time(moment: datetime) -> str:
+    """RFC 3339 in UTC with milliseconds. `moment` must be aware."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def parse_time(text: object) -> datetime:
+    """The inverse of `format_time`. Raises: InvalidMessage unless it is RFC 3339 with an offset."""
+    try:
+        moment = datetime.fromisoformat(text if isinstance(text, str) else "")
+        if moment.tzinfo is None:
+            raise ValueError("no offset")
+        return moment.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidMessage(
+            f"{str(text)[:40]!r} is not a time", hint="write RFC 3339, as 2026-11-21T08:00:00Z"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What every up-link message carries."""
+
+    device: DeviceId
+    sent_at: datetime
+    boot: str
+    seq: int
+
+    def fields(self) -> JsonObject:
+        return {
+            "v": VERSION,
+            "id": str(self.device),
+            "ts": format_time(self.sent_at),
+            "boot": self.boot,
+            "seq": self.seq,
+        }
+
+
+class Presence(StrEnum):
+    ONLINE = "online"
+    OFFLINE = "offline"
+
+
+class ResultState(StrEnum):
+    """How far a command has come; the last three are final."""
+
+    ACCEPTED = "accepted"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    EXPIRED = "expired"
+
+    @property
+    def is_final(self) -> bool:
+        return self not in (ResultState.ACCEPTED, ResultState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class StatusMessage:
+    """Retained on `up/status`, and the will. `reason` says why a device is offline."""
+
+    envelope: Envelope
+    presence: Presence
+    reason: str = ""
+    agent_version: str = ""
+
+    def encode(self) -> bytes:
+        status = {"status": self.presence.value, "reason": self.reason, "agent": self.agent_version}
+        return encode_object(self.envelope.fields() | status)
+
+
+@dataclass(frozen=True, slots=True)
+class HelloMessage:
+    """Asks for what is due."""
+
+    envelope: Envelope
+    agent_version: str = ""
+
+    def encode(self) -> bytes:
+        return encode_object(self.envelope.fields() | {"agent": self.agent_version})
+
+
+@dataclass(frozen=True, slots=True)
+class ResultMessage:
+    """How one command went. `output` is any JSON value of the firmware's; `error` says what failed."""
+
+    envelope: Envelope
+    state: ResultState
+    output: Any = None
+    error: str = ""
+
+    def encode(self) -> bytes:
+        return encode_object(
+            self.envelope.fields() | {"state": self.state.value, "output": self.output, "error": self.error}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CommandMessage:
+    """An order to one device; its name and id are in the topic. Not begun after `deadline`."""
+
+    device: DeviceId
+    sent_at: datetime
+    deadline: datetime
+    args: JsonObject
+
+    def encode(self) -> bytes:
+        return encode_object(
+            {
+                "v": VERSION,
+                "id": str(self.device),
+                "ts": format_time(self.sent_at),
+                "deadline": format_time(self.deadline),
+                "args": self.args,
+            }
+        )
+
+
+def decode_status(payload: bytes, device: DeviceId) -> StatusMessage:
+    """A status of `device`. Raises: InvalidMessage."""
+    fields = decode_object(payload)
+    presence = _enum(Presence, fields.get("status"))
+    return StatusMessage(_envelope(fields, device), presence, _text(fields, "reason"), _text(fields, "agent"))
+
+
+def decode_hello(payload: bytes, device: DeviceId) -> HelloMessage:
+    """A hello of `device`. Raises: InvalidMessage."""
+    fields = decode_object(payload)
+    return HelloMessage(_envelope(fields, device), _text(fields, "agent"))
+
+
+def decode_result(payload: bytes, device: DeviceId) -> ResultMessage:
+    """A command's result, from `device`. Raises: InvalidMessage."""
+    fields = decode_object(payload)
+    state = _enum(ResultState, fields.get("state"))
+    return ResultMessage(_envelope(fields, device), state, fields.get("output"), _text(fields, "error"))
+
+
+def decode_command(payload: bytes, device: DeviceId) -> CommandMessage:
+    """A command to `device`. Raises: InvalidMessage."""
+    fields = decode_object(payload)
+    _check_version_and_sender(fields, device)
+    args = fields.get("args")
+    if not isinstance(args, dict):
+        raise InvalidMessage("args is not an object")
+    return CommandMessage(device, parse_time(fields.get("ts")), parse_time(fields.get("deadline")), args)
+
+
+def _check_version_and_sender(fields: JsonObject, device: DeviceId) -> None:
+    if fields.get("v") != VERSION:
+        raise InvalidMessage(f"v is {str(fields.get('v'))[:20]!r}, this program reads {VERSION}")
+    if fields.get("id") != device:
+        raise InvalidMessage(f"id is {str(fields.get('id'))[:64]!r}, the topic says {device!s}")
+
+
+def _envelope(fields: JsonObject, device: DeviceId) -> Envelope:
+    _check_version_and_sender(fields, device)
+    boot, seq = fields.get("boot"), fields.get("seq")
+    if not (isinstance(boot, str) and 0 < len(boot) <= 64):
+        raise InvalidMessage("boot is not a text of 1 to 64 characters")
+    if type(seq) is not int or seq < 0:
+        raise InvalidMessage("seq is not a number from 0")
+    return Envelope(device, parse_time(fields.get("ts")), boot, seq)
+
+
+def _text(fields: JsonObject, name: str, limit: int = 1024) -> str:
+    value = fields.get(name, "")
+    if not isinstance(value, str) or len(value) > limit:
+        raise InvalidMessage(f"{name} is not a text of at most {limit} characters")
+    return value
+
+
+def _enum(kind: type[_E], value: object) -> _E:
+    try:
+        return kind(str(value))
+    except ValueError as error:
+        raise InvalidMessage(f"{str(value)[:40]!r} is not one of {', '.join(kind)}") from error
