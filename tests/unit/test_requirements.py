@@ -1,0 +1,40 @@
+"""The lock files: what everyone installs, file by file."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+DIRECTORY = Path(__file__).resolve().parents[2] / "requirements"
+LOCKS = sorted(DIRECTORY.glob("*.txt"))
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
+def test_requirements_name_no_address(path: Path) -> None:
+    """Everyone would install from the registry of whoever made the lock."""
+    assert "://" not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
+def test_every_requirement_is_pinned_and_hashed(path: Path) -> None:
+    """An installation could get other files than those that were tested."""
+    found = requirements(path)
+    assert found
+    for requirement in found:
+        assert re.match(r"[a-z0-9-]+==\S+ ", requirement), requirement
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", requirement), requirement
+
+
+def test_a_device_gets_the_versions_that_are_tested() -> None:
+    """The tests would pass with one release of cryptography and devices run another."""
+    tested, installed = (
+        {requirement.split(" ")[0] for requirement in requirements(DIRECTORY / name)}
+        for name in ("dev.txt", "agent.txt")
+    )
+    assert installed <= tested
+
+
+def requirements(path: Path) -> list[str]:
+    """Each requirement of a lock file on one line, with its options."""
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
