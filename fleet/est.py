@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from cryptography.x509.oid import NameOID
 
 from fleet.errors import FleetError
-from fleet.identity import DeviceId
-from fleet.pki import PublicKey, check_public_key, common_name_of
+from fleet.identity import DeviceId, InvalidDeviceId
+from fleet.pki import PublicKey, check_public_key
 
 BASE: Final = "/.well-known/est"
 CACERTS: Final = f"{BASE}/cacerts"
@@ -111,11 +111,25 @@ def parse_csr(der: bytes) -> Csr:
             raise InvalidCsr(f"the request is signed with {algorithm.name}", hint="sign it with SHA-256 or better")
         if not request.is_signature_valid:
             raise InvalidCsr("the request's signature does not fit its key", hint="make key and request anew")
-        return Csr(common_name_of(request.subject), key)
+        return Csr(_device_of(der), key)
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise InvalidCsr(
             "the body is not a PKCS#10 certificate signing request", hint="`openssl req -new` makes one"
         ) from error
+
+
+@asn1.sequence
+class _NameAttribute:
+    type: x509.ObjectIdentifier
+    value: asn1.TLV
+
+
+@asn1.sequence
+class _CertificationRequestInfo:
+    version: int
+    subject: list[asn1.SetOf[_NameAttribute]]
+    public_key: asn1.TLV
+    attributes: asn1.TLV
 
 
 @asn1.sequence
@@ -129,6 +143,24 @@ class _CertificationRequest:
     info: asn1.TLV
     algorithm: asn1.TLV
     signature: asn1.BitString
+
+
+_STRING_TAGS = (b"\x0c", b"\x13")  # UTF8String, PrintableString: what RFC 5280, 4.1.2.4 asks for
+
+
+def _device_of(der: bytes) -> DeviceId:
+    """The id in a subject that is exactly one common name. Raises: InvalidDeviceId for any other subject, ValueError.
+
+    `request.subject` would do but for names past X.520's bounds, of which `cryptography` warns and goes on.
+    """
+    info = asn1.decode_der(_CertificationRequest, der).info.parse(_CertificationRequestInfo)
+    attributes = [attribute for names in info.subject for attribute in names.as_list()]
+    if len(attributes) != 1 or attributes[0].type != NameOID.COMMON_NAME:
+        raise InvalidDeviceId("/".join(bytes(a.value.data).decode("latin-1") for a in attributes))
+    value = attributes[0].value
+    if bytes(value.tag_bytes) not in _STRING_TAGS:
+        raise InvalidDeviceId(bytes(value.data).decode("latin-1"))
+    return DeviceId(bytes(value.data).decode("utf-8", "replace"))
 
 
 _ECDSA_WITH_SHA2 = "1.2.840.10045.4.3."

@@ -258,7 +258,7 @@ def decode_command(payload: bytes, device: DeviceId) -> CommandMessage:
 
 
 def _check_version_and_sender(fields: JsonObject, device: DeviceId) -> None:
-    if fields.get("v") != VERSION:
+    if type(fields.get("v")) is not int or fields["v"] != VERSION:
         raise InvalidMessage(f"v is {str(fields.get('v'))[:20]!r}, this program reads {VERSION}")
     if fields.get("id") != device:
         raise InvalidMessage(f"id is {str(fields.get('id'))[:64]!r}, the topic says {device!s}")

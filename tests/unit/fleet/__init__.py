@@ -1,1 +1,1 @@
-"""The contract."""
+"""The contract, property by property."""

@@ -1,0 +1,49 @@
+"""The lines of the directory feed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet.directory import MAX_LINE_BYTES, Current, Entry, FeedLine, SnapshotStart, decode, encode
+from fleet.errors import InvalidInput
+from fleet.identity import DeviceId, Principal, Role, Serial, State
+from tests.unit.fleet.strategies import principals
+
+_serials = st.integers(1, (1 << 159) - 1).map(Serial.from_int)
+_lines = st.one_of(
+    st.builds(
+        Entry,
+        st.integers(0),
+        principals,
+        st.sampled_from(State),
+        st.integers(0),
+        st.frozensets(_serials, max_size=3),
+    ),
+    st.builds(SnapshotStart, st.text(max_size=20), st.integers(0)),
+    st.builds(Current, st.text(max_size=20), st.integers(0)),
+)
+
+
+@given(_lines)
+def test_decode_is_the_inverse_of_encode(line: FeedLine) -> None:
+    """A broker learns something else than the service said."""
+    encoded = encode(line)
+    assert decode(encoded) == line
+    assert encoded.index(b"\n") == len(encoded) - 1
+    assert len(encoded) <= MAX_LINE_BYTES
+
+
+@given(st.binary(max_size=100))
+def test_garbage_raises_only_invalid_input(data: bytes) -> None:
+    """A damaged snapshot or a hostile service ends the broker."""
+    with pytest.raises(InvalidInput):
+        decode(data)
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_only_an_active_principal_with_that_serial_is_admitted(state: State) -> None:
+    """A suspended or revoked principal, or another serial, is let in."""
+    known = Serial("ab")
+    entry = Entry(1, Principal(Role.DEVICE, DeviceId("a")), state, 1, frozenset({known}))
+    assert entry.admits(known) == (state is State.ACTIVE)
+    assert not entry.admits(Serial("ac"))

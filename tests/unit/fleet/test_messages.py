@@ -1,0 +1,140 @@
+"""The strict JSON decoder, and the messages."""
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet.identity import DeviceId
+from fleet.messages import (
+    MAX_DEPTH,
+    CommandMessage,
+    Envelope,
+    HelloMessage,
+    InvalidMessage,
+    Presence,
+    ResultMessage,
+    ResultState,
+    StatusMessage,
+    decode_command,
+    decode_hello,
+    decode_object,
+    decode_result,
+    decode_status,
+    encode_object,
+    format_time,
+    parse_time,
+)
+from tests.unit.fleet.strategies import device_ids
+
+_json = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53) + 1, 2**53 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(), children, max_size=4),
+    max_leaves=12,
+)
+_objects = st.dictionaries(st.text(), _json, max_size=5)
+_times = st.datetimes(datetime(1970, 1, 1), datetime(2040, 1, 1)).map(  # noqa: DTZ001 - made aware in the next line
+    lambda t: t.replace(microsecond=t.microsecond // 1000 * 1000, tzinfo=UTC)
+)
+_envelopes = st.builds(Envelope, device_ids, _times, st.text(min_size=1, max_size=64), st.integers(0, 2**53 - 1))
+
+
+@given(_objects)
+def test_objects_survive(value: dict[str, Any]) -> None:
+    """An object that JSON can hold is changed or refused."""
+    assert decode_object(encode_object(value)) == value
+
+
+@given(st.binary(max_size=300))
+def test_bytes_raise_only_invalid_message(payload: bytes) -> None:
+    """A payload from a peer raises something that nobody catches."""
+    for decode in (
+        decode_object,
+        lambda p: decode_status(p, DeviceId("a")),
+        lambda p: decode_command(p, DeviceId("a")),
+    ):
+        try:
+            decode(payload)
+        except InvalidMessage:
+            continue
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"[]", b"1", b"null", b"{", b'{"a":1}x', b'{"a":NaN}', b'{"a":Infinity}', b'{"a":-Infinity}', b'{"a":1e999}',
+     b'{"a":1,"a":2}', b'{"a":{"b":1,"b":1}}', b'{"a":"\\ud800"}', b'{"\\udfff":1}', b'{"a":"\xff"}', b"\xef\xbb\xbf{}",
+     b'{"a":9007199254740992}', b'{"a":' + b"9" * 5000 + b"}", b'{"a":' + b"[" * 40 + b"]" * 40 + b"}",
+     b"[" * 100_000, b'{"a":"' + b"x" * 70_000 + b'"}'],
+)  # fmt: skip
+def test_what_is_refused(payload: bytes) -> None:
+    """DESIGN section 11: depth and size bounded; NaN, duplicate keys and lone surrogates refused."""
+    with pytest.raises(InvalidMessage):
+        decode_object(payload)
+
+
+def test_brackets_in_texts_are_not_depth() -> None:
+    """A text full of brackets counts as nesting, or a quoted quote hides real nesting."""
+    assert decode_object(json.dumps({"a": "[" * 100}).encode()) == {"a": "[" * 100}
+    hidden = b'{"a":"\\\\","b":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}"
+    with pytest.raises(InvalidMessage):
+        decode_object(hidden)
+
+
+@given(_envelopes, st.sampled_from(Presence), st.text(max_size=50))
+def test_status_survives(envelope: Envelope, presence: Presence, reason: str) -> None:
+    """A status or hello is not read as it was written."""
+    status = StatusMessage(envelope, presence, reason, "0.1.0")
+    assert decode_status(status.encode(), envelope.device) == status
+    hello = HelloMessage(envelope, "0.1.0")
+    assert decode_hello(hello.encode(), envelope.device) == hello
+
+
+@given(_envelopes, st.sampled_from(ResultState), _json)
+def test_result_survives(envelope: Envelope, state: ResultState, output: Any) -> None:
+    """A result is not read as it was written."""
+    result = ResultMessage(envelope, state, output)
+    assert decode_result(result.encode(), envelope.device) == result
+
+
+@given(device_ids, _times, _objects)
+def test_command_survives(device: DeviceId, moment: datetime, args: dict[str, Any]) -> None:
+    """A command is not read as it was written."""
+    command = CommandMessage(device, moment, moment + timedelta(seconds=30), args)
+    assert decode_command(command.encode(), device) == command
+
+
+def test_the_topic_says_who_sent_it() -> None:
+    """A message under one device's topic speaks for another."""
+    status = StatusMessage(Envelope(DeviceId("a"), datetime(2026, 1, 1, tzinfo=UTC), "boot", 1), Presence.ONLINE)
+    with pytest.raises(InvalidMessage):
+        decode_status(status.encode(), DeviceId("b"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"v": 2}, {"v": True}, {"boot": ""}, {"boot": 1}, {"boot": "x" * 65}, {"seq": -1}, {"seq": True}, {"seq": "1"},
+     {"ts": "yesterday"}, {"ts": "2026-01-01T00:00:00"}, {"ts": 1}, {"status": "asleep"}, {"status": []},
+     {"reason": 5}, {"reason": "x" * 2000}],
+)  # fmt: skip
+def test_fields_that_are_refused(change: dict[str, Any]) -> None:
+    """A field of the wrong kind is passed on."""
+    envelope = Envelope(DeviceId("a"), datetime(2026, 1, 1, tzinfo=UTC), "boot", 1)
+    fields = json.loads(StatusMessage(envelope, Presence.ONLINE).encode()) | change
+    with pytest.raises(InvalidMessage):
+        decode_status(json.dumps(fields).encode(), DeviceId("a"))
+
+
+def test_times_are_utc() -> None:
+    """A time is written with another offset than Z, or read without one."""
+    moment = datetime(2026, 11, 21, 9, 0, tzinfo=timezone(timedelta(hours=1)))
+    assert format_time(moment) == "2026-11-21T08:00:00.000Z"
+    assert parse_time("2026-11-21T09:00:00+01:00") == moment
+    with pytest.raises(InvalidMessage):
+        parse_time("0001-01-01T00:00:00+14:00")
