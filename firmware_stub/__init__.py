@@ -1,1 +1,1 @@
-"""The reference firmware: talks to the agent's local socket and imports nothing else of mqtt-fleet."""
+"""The reference firmware: measures, obeys three commands, and knows of the agent nothing but its socket."""

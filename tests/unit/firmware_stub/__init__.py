@@ -1,0 +1,1 @@
+"""The reference firmware, without a socket."""

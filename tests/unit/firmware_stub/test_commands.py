@@ -1,0 +1,56 @@
+"""The stub's commands and sensors."""
+
+from pathlib import Path
+
+import pytest
+
+from firmware_stub.commands import Settings, answer
+from firmware_stub.sensors import read_machine, read_simulated
+
+
+def _command(name: str, args: object) -> dict[str, object]:
+    return {"type": "command", "command_id": "c1", "name": name, "args": args}
+
+
+def test_echo_answers_its_arguments() -> None:
+    """A command's output is not what the command gave."""
+    settings = Settings(5.0)
+    expected = {"type": "result", "command_id": "c1", "state": "done", "output": {"a": [1]}}
+    assert answer(_command("echo", {"a": [1]}), settings) == expected
+
+
+def test_set_interval_changes_the_interval() -> None:
+    """`set-interval` says done and changes nothing."""
+    settings = Settings(5.0)
+    assert answer(_command("set-interval", {"seconds": 2}), settings)["state"] == "done"
+    assert settings.interval_seconds == 2.0
+
+
+@pytest.mark.parametrize("seconds", [None, 0, -1, 1e9, "2", True, [2], float("nan")])
+def test_an_interval_that_cannot_be_is_refused(seconds: object) -> None:
+    """An admin's typing error stops the measurements."""
+    settings = Settings(5.0)
+    assert answer(_command("set-interval", {"seconds": seconds}), settings)["state"] == "failed"
+    assert settings.interval_seconds == 5.0
+
+
+@pytest.mark.parametrize(("name", "args"), [("reboot", {}), ("echo", None), ("echo", [1]), ("", {})])
+def test_an_unknown_command_fails(name: str, args: object) -> None:
+    """A command that the firmware does not know is left without an answer."""
+    assert answer(_command(name, args), Settings(5.0))["state"] == "failed"
+
+
+def test_what_cannot_be_measured_is_left_out(tmp_path: Path) -> None:
+    """A machine without a thermal zone reports an invented temperature, or the stub ends."""
+    assert set(read_machine(tmp_path, tmp_path / "meminfo")) == {"load_1m"}
+    zone = tmp_path / "thermal_zone0"
+    zone.mkdir()
+    (zone / "temp").write_text("48312\n")
+    (tmp_path / "meminfo").write_text("MemTotal: 1000 kB\nMemAvailable: 750 kB\n")
+    measured = read_machine(tmp_path, tmp_path / "meminfo")
+    assert (measured["temperature_celsius"], measured["memory_used_percent"]) == (48.3, 25.0)
+
+
+def test_the_simulated_sensor_says_so() -> None:
+    """A made-up value is taken for a measurement."""
+    assert read_simulated(15.0) == {"pressure_bar": 3.5, "simulated": True}
