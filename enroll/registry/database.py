@@ -1,0 +1,144 @@
+"""The registry's database: opened, brought to the present schema, and handed out one transaction at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Self
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from fleet.errors import FleetError
+
+_BUSY_SECONDS: Final = 10.0
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_FULL = ("database or disk is full", "disk I/O error")
+_BUSY = ("database is locked", "database is busy")
+
+
+class RegistryUnavailable(FleetError):
+    """The registry cannot be written or read now; nothing was half done, and a retry may succeed."""
+
+
+class Registry:
+    """The registry at one database. Safe to use from several threads: each transaction has its own connection."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The SQLite registry at `path`, made (0600) if missing and brought to the present schema.
+
+        Raises: RegistryUnavailable; FleetError if a newer release wrote it.
+        """
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        registry = cls(_sqlite_engine(path))
+        try:
+            registry.migrate()
+        except BaseException:
+            registry.close()
+            raise
+        return registry
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection; no transaction may be open."""
+        self._engine.dispose()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that sees one state throughout and changes nothing. Raises: RegistryUnavailable."""
+        with self._transaction("BEGIN") as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction, the only one that writes while it lasts: committed and on disk at exit, or without a trace.
+
+        Raises: RegistryUnavailable.
+        """
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection:
+                connection.info["begin"] = begin
+                with connection.begin():
+                    yield connection
+        except exc.OperationalError as error:
+            raise _unavailable(error) from error
+
+    def migrate(self) -> None:
+        """Bring the schema up to date; one plain query, without loading Alembic, when it is so already."""
+        head = max(path.name[:4] for path in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
+        with self.read() as connection:
+            found = _version(connection)
+        if found == head:
+            return
+        with self.write() as connection:
+            found = _version(connection)
+            if found is not None and found > head:
+                raise FleetError(
+                    f"a newer release wrote this registry (schema {found}, this one knows {head})",
+                    hint="install the newer mqtt-fleet again",
+                )
+            _upgrade(connection)
+
+
+def _sqlite_engine(path: Path) -> Engine:
+    engine = create_engine(
+        URL.create("sqlite+pysqlite", database=str(path)),
+        connect_args={"timeout": _BUSY_SECONDS, "isolation_level": None, "check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        # FULL: with WAL the default may lose the last commits in a power cut, and each one is a promise to a device.
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.info["begin"])
+
+    return engine
+
+
+def _version(connection: Connection) -> str | None:
+    if not connection.dialect.has_table(connection, "alembic_version"):
+        return None
+    row = connection.exec_driver_sql("SELECT version_num FROM alembic_version").first()
+    return None if row is None else str(row[0])
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command  # a tenth of a second that only a new registry costs
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _unavailable(error: exc.OperationalError) -> RegistryUnavailable:
+    text = str(error.orig)
+    if any(sign in text for sign in _FULL):
+        return RegistryUnavailable(f"the registry cannot be written: {text}", hint="free space on its disk")
+    if any(sign in text for sign in _BUSY):
+        return RegistryUnavailable(f"the registry is in use: {text}", hint="try again in a moment")
+    return RegistryUnavailable(f"the registry cannot be used: {text}", hint="check its disk and its file permissions")

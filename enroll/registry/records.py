@@ -1,0 +1,99 @@
+"""The registry's rows as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from fleet.identity import DeviceId, Principal, Role, Serial, State
+
+
+class CertificateState(StrEnum):
+    """Where a serial is in its life; `CONFIRMED` and `PENDING` may connect."""
+
+    INTENDED = "intended"  # claimed, not yet signed
+    PENDING = "pending"  # signed as the successor of a confirmed one, which goes on until this one is used
+    CONFIRMED = "confirmed"
+    SUPERSEDED = "superseded"
+    REVOKED = "revoked"
+
+
+LIVE = (CertificateState.PENDING, CertificateState.CONFIRMED)
+
+
+@dataclass(frozen=True, slots=True)
+class PrincipalRecord:
+    """Whoever holds, or held, a client certificate."""
+
+    principal: Principal
+    state: State
+    epoch: int
+    groups: tuple[str, ...]
+    created_at: datetime
+
+    @property
+    def id(self) -> DeviceId:
+        return self.principal.id
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What is about to be signed. `principal` is None for a server of the fleet."""
+
+    serial: Serial
+    issuer: str
+    profile: str
+    principal: DeviceId | None
+    key: bytes  # SHA-256 of the SubjectPublicKeyInfo
+    epoch: int = 1
+    generation: int = 1
+    parent: Serial | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateRecord:
+    """A certificate that was signed."""
+
+    number: int
+    serial: Serial
+    principal: DeviceId | None
+    profile: str
+    key: bytes
+    epoch: int
+    generation: int
+    parent: Serial | None
+    state: CertificateState
+    not_before: datetime
+    not_after: datetime
+    der: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """An enrolment token: for the one id `device`, or for every id that matches `pattern`."""
+
+    id: str
+    digest: bytes = field(repr=False)
+    device: DeviceId | None
+    pattern: str | None
+    role: Role
+    groups: tuple[str, ...]
+    profile: str
+    replace: bool
+    uses: int
+    uses_left: int
+    created_at: datetime
+    expires_at: datetime
+    revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """One entry of the log."""
+
+    seq: int
+    at: datetime
+    event: str
+    fields: str
+    digest: bytes

@@ -1,0 +1,162 @@
+"""The registry's tables. Migrations create them; a test compares the two.
+
+Times are microseconds since 1970 in UTC (`Instant`), so that every database orders and keeps them alike.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+metadata: Final = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+class Instant(TypeDecorator[datetime]):
+    """A moment: an aware datetime in Python, microseconds since 1970 in the database."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        return None if value is None else (value - _EPOCH) // _MICROSECOND
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else _EPOCH + timedelta(microseconds=value)
+
+
+meta: Final = Table(
+    "meta",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+"""`feed`: the id that changes when the registry is made anew or restored."""
+
+principals: Final = Table(
+    "principals",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("role", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("groups", Text, nullable=False),  # a JSON list of names
+    Column("created_at", Instant, nullable=False),
+    CheckConstraint("epoch >= 1", name="epoch"),
+)
+"""Whoever holds a client certificate. An id keeps its role for ever; `epoch` counts enrolments by token."""
+
+keys: Final = Table(
+    "keys",
+    metadata,
+    Column("spki_sha256", LargeBinary(32), primary_key=True),
+    Column("principal", ForeignKey("principals.id"), nullable=True),
+    Column("created_at", Instant, nullable=False),
+)
+"""Each public key that was ever certified, and whose it is for ever; NULL is a server of the fleet."""
+
+certificates: Final = Table(
+    "certificates",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("serial", String(40), nullable=False, unique=True),
+    Column("issuer", String(16), nullable=False),
+    Column("profile", String(16), nullable=False),
+    Column("principal", ForeignKey("principals.id"), nullable=True),
+    Column("key", ForeignKey("keys.spki_sha256"), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("parent", ForeignKey("certificates.serial"), nullable=True),
+    Column("state", String(16), nullable=False),
+    Column("shard", Integer, nullable=True),
+    Column("not_before", Instant, nullable=True),
+    Column("not_after", Instant, nullable=True),
+    Column("der", LargeBinary, nullable=True),
+    Column("created_at", Instant, nullable=False),
+    CheckConstraint("state = 'intended' OR der IS NOT NULL", name="result"),
+    Index(None, "principal", "state"),
+)
+"""Each serial that was claimed: first the intent, then what was signed. `parent` is the serial that it renewed."""
+
+tokens: Final = Table(
+    "tokens",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("digest", LargeBinary(32), nullable=False),
+    Column("device", String(64), nullable=True),
+    Column("pattern", String(64), nullable=True),
+    Column("role", String(16), nullable=False),
+    Column("groups", Text, nullable=False),  # a JSON list of names
+    Column("profile", String(16), nullable=False),
+    Column("replace", Boolean, nullable=False),
+    Column("uses", Integer, nullable=False),
+    Column("uses_left", Integer, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant, nullable=False),
+    Column("revoked_at", Instant, nullable=True),
+    CheckConstraint("uses_left >= 0 AND uses_left <= uses", name="uses"),
+    CheckConstraint("(device IS NULL) != (pattern IS NULL)", name="names"),
+)
+"""Enrolment tokens; of the secret only its digest."""
+
+requests: Final = Table(
+    "requests",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("token", ForeignKey("tokens.id"), nullable=False),
+    Column("key", ForeignKey("keys.spki_sha256"), nullable=False),
+    Column("certificate", ForeignKey("certificates.number"), nullable=False),
+    Column("created_at", Instant, nullable=False),
+    UniqueConstraint("token", "key"),
+)
+"""Each redemption of a token: the same token and key get the same certificate again."""
+
+outbox: Final = Table(
+    "outbox",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("principal", ForeignKey("principals.id"), nullable=False),
+    Index(None, "principal", "seq"),
+    sqlite_autoincrement=True,
+)
+"""What brokers have to hear of, numbered in commit order."""
+
+audit: Final = Table(
+    "audit",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("at", Instant, nullable=False),
+    Column("event", String(64), nullable=False),
+    Column("fields", Text, nullable=False),  # canonical JSON
+    Column("digest", LargeBinary(32), nullable=False),
+    sqlite_autoincrement=True,
+)
+"""What was done, each entry's digest over the one before it (`enroll/audit.py`)."""
