@@ -121,19 +121,16 @@ def intend(transaction: Connection, intent: Intent, now: datetime) -> tuple[int,
     return number, 0 if intent.principal is None else 1 + number // SHARD_CERTIFICATES
 
 
-def set_result(
-    transaction: Connection,
-    number: int,
-    *,
-    state: CertificateState,
-    shard: int,
-    not_before: datetime,
-    not_after: datetime,
-    der: bytes,
-) -> None:
-    """Store what was signed for an intent."""
-    values = {"state": state.value, "shard": shard, "not_before": not_before, "not_after": not_after, "der": der}
-    transaction.execute(_SET_RESULT, {"at": number, **values})
+def set_result(transaction: Connection, record: CertificateRecord, shard: int) -> None:
+    """Store what was signed for the intent of that number."""
+    values = {
+        "state": record.state.value,
+        "shard": shard,
+        "not_before": record.not_before,
+        "not_after": record.not_after,
+        "der": record.der,
+    }
+    transaction.execute(_SET_RESULT, {"at": record.number, **values})
 
 
 def find_certificate(transaction: Connection, serial: Serial) -> CertificateRecord | None:

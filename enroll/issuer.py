@@ -1,0 +1,197 @@
+"""What signs certificates: a profile, a key and names become a certificate that was checked before anyone gets it."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.x509.oid import NameOID
+
+from enroll.keys import Signer
+from fleet import pki
+from fleet.errors import FleetError
+from fleet.identity import Principal, Server, TrustDomain, principal_uri, server_uri
+from fleet.pki import Profile, PublicKey
+
+MAX_COMMON_NAME_CHARS = 64  # X.520, ub-common-name
+
+
+class IssuerEnding(FleetError):
+    """The issuing CA ends too soon for what it would sign."""
+
+
+class Misissued(FleetError):
+    """What was signed is not what its profile says; nobody gets it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a leaf is called: its common name and subject alternative names."""
+
+    common_name: str
+    alternatives: tuple[x509.GeneralName, ...]
+
+
+def client_names(domain: TrustDomain, principal: Principal) -> Names:
+    """The names of a principal: its id, and its SPIFFE id."""
+    return Names(principal.id, (x509.UniformResourceIdentifier(principal_uri(domain, principal)),))
+
+
+def server_names(domain: TrustDomain, server: Server, hosts: Sequence[str]) -> Names:
+    """The names of a server: its DNS names and addresses, and the SPIFFE id that says which of the servers it is."""
+    common_name = hosts[0] if len(hosts[0]) <= MAX_COMMON_NAME_CHARS else server.value
+    uri = x509.UniformResourceIdentifier(server_uri(domain, server))
+    return Names(common_name, (*map(_host_name, hosts), uri))
+
+
+def _host_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def serial_number(random_bytes: bytes) -> int:
+    """A serial from 20 random bytes: positive, 159 bits (RFC 5280, 4.1.2.2; as `x509.random_serial_number`)."""
+    if len(random_bytes) != 20:
+        raise ValueError("20 bytes are needed")
+    return max(1, int.from_bytes(random_bytes) >> 1)
+
+
+class Issuer:
+    """An issuing CA with its key. `name` tells the CAs of a fleet apart: `devices`, `servers`."""
+
+    def __init__(self, name: str, certificate: x509.Certificate, signer: Signer, crl_url: str) -> None:
+        self.name = name
+        self.certificate = certificate
+        self._signer = signer
+        self._crl_url = crl_url.rstrip("/")
+        self._authority_key = _authority_key(certificate)
+
+    def issue(
+        self,
+        profile: Profile,
+        key: PublicKey,
+        names: Names,
+        *,
+        serial: int,
+        shard: int,
+        now: datetime,
+        life: timedelta | None = None,
+    ) -> x509.Certificate:
+        """A leaf of `profile`; all that is in it but key and names comes from here, nothing from a request.
+
+        Raises: IssuerEnding, Misissued.
+        """
+        self._check_remaining(profile, now)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names.common_name)])
+        builder = _valid(self.certificate, profile, now, life or profile.life)
+        builder = builder.subject_name(subject).issuer_name(self.certificate.subject).public_key(key)
+        builder = builder.serial_number(serial)
+        for extension, critical in self._extensions(profile, key, names, shard):
+            builder = builder.add_extension(extension, critical)
+        return checked(self._signer.sign(builder), profile, self.certificate)
+
+    def _check_remaining(self, profile: Profile, now: datetime) -> None:
+        if self.certificate.not_valid_after_utc - now < 2 * profile.max_life:
+            raise IssuerEnding(
+                f"the {self.name} CA ends on {self.certificate.not_valid_after_utc:%Y-%m-%d} and issues no more",
+                hint="its successor has to take over",
+            )
+
+    def _extensions(
+        self, profile: Profile, key: PublicKey, names: Names, shard: int
+    ) -> Iterable[tuple[x509.ExtensionType, bool]]:
+        point = x509.DistributionPoint(
+            [x509.UniformResourceIdentifier(f"{self._crl_url}/{shard}.crl")], None, None, None
+        )
+        yield from common_extensions(profile, key)
+        yield self._authority_key, False
+        yield x509.SubjectAlternativeName(names.alternatives), False
+        yield x509.CRLDistributionPoints([point]), False
+
+
+def common_extensions(profile: Profile, key: PublicKey) -> Iterable[tuple[x509.ExtensionType, bool]]:
+    """What every certificate of a profile has, with whether it is critical."""
+    yield x509.BasicConstraints(ca=profile.is_ca, path_length=profile.path_length), True
+    yield pki.key_usage(profile), True
+    if profile.extended_key_usage is not None:
+        yield x509.ExtendedKeyUsage([profile.extended_key_usage]), False
+    yield x509.SubjectKeyIdentifier.from_public_key(key), False
+
+
+def issue_root(signer: Signer, common_name: str, *, serial: int, now: datetime) -> x509.Certificate:
+    """A self-signed root. Raises: Misissued."""
+    return _issue_ca(pki.ROOT, signer, signer.public_key, common_name, None, serial=serial, now=now)
+
+
+def issue_ca(
+    profile: Profile,
+    root: x509.Certificate,
+    root_signer: Signer,
+    key: PublicKey,
+    common_name: str,
+    *,
+    serial: int,
+    now: datetime,
+) -> x509.Certificate:
+    """An issuing CA under `root`. Raises: Misissued."""
+    return _issue_ca(profile, root_signer, key, common_name, root, serial=serial, now=now)
+
+
+def _issue_ca(
+    profile: Profile,
+    signer: Signer,
+    key: PublicKey,
+    common_name: str,
+    parent: x509.Certificate | None,
+    *,
+    serial: int,
+    now: datetime,
+) -> x509.Certificate:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    builder = _valid(parent, profile, now, profile.life).subject_name(subject).public_key(key).serial_number(serial)
+    builder = builder.issuer_name(parent.subject if parent else subject)
+    for extension, critical in common_extensions(profile, key):
+        builder = builder.add_extension(extension, critical)
+    if parent is not None:
+        builder = builder.add_extension(_authority_key(parent), critical=False)
+    certificate = signer.sign(builder)
+    return checked(certificate, profile, parent or certificate)
+
+
+def _valid(
+    issuer: x509.Certificate | None, profile: Profile, now: datetime, life: timedelta
+) -> x509.CertificateBuilder:
+    """A builder with the validity set: life counts from issuance, and lies within the issuer's."""
+    if not profile.min_life <= life <= profile.max_life:
+        raise FleetError(f"a {profile.name} certificate lives {profile.min_life} to {profile.max_life}, not {life}")
+    begin, end = now - profile.backdate_of(life), now + life
+    if issuer is not None:
+        begin = max(begin, issuer.not_valid_before_utc)
+        end = min(end, issuer.not_valid_after_utc)
+    return (
+        x509.CertificateBuilder()
+        .not_valid_before(begin.replace(microsecond=0))
+        .not_valid_after(end.replace(microsecond=0))
+    )
+
+
+def checked(certificate: x509.Certificate, profile: Profile, issuer: x509.Certificate) -> x509.Certificate:
+    """`certificate`, after its signature and profile were verified. Raises: Misissued."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise Misissued("what was signed does not verify", hint="the CA's key and certificate do not fit") from error
+    if problems := pki.violations(certificate, profile):
+        raise Misissued(f"what was signed is not of profile {profile.name}: {'; '.join(problems)}")
+    return certificate
+
+
+def _authority_key(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)

@@ -1,0 +1,79 @@
+"""One certificate, in the caller's transaction: serial and intent recorded, signed, the result recorded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from enroll.issuer import Issuer, Names, serial_number
+from enroll.registry import Transaction, identity
+from enroll.registry.records import CertificateRecord, CertificateState, Intent
+from fleet import pki
+from fleet.identity import DeviceId, Serial
+from fleet.pki import Profile, PublicKey
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to certify. `principal` is None for a server of the fleet."""
+
+    profile: Profile
+    names: Names
+    public_key: PublicKey
+    principal: DeviceId | None
+    epoch: int = 1
+    generation: int = 1
+    parent: Serial | None = None
+    state: CertificateState = CertificateState.CONFIRMED
+
+    @property
+    def key(self) -> bytes:
+        """What the registry knows the key by."""
+        return key_digest(self.public_key)
+
+
+def key_digest(key: PublicKey) -> bytes:
+    """SHA-256 of the SubjectPublicKeyInfo."""
+    return hashlib.sha256(pki.spki(key)).digest()
+
+
+def certify(
+    transaction: Transaction, issuer: Issuer, order: Order, *, now: datetime, token_bytes: Callable[[int], bytes]
+) -> CertificateRecord:
+    """The certificate for `order`, its key bound to the principal.
+
+    A crash before the commit leaves no certificate and no trace: the signature never left this process.
+    """
+    key, number_of = order.key, serial_number(token_bytes(20))
+    serial = Serial.from_int(number_of)
+    identity.add_key(transaction, key, order.principal, now)
+    intent = Intent(
+        serial, issuer.name, order.profile.name, order.principal, key, order.epoch, order.generation, order.parent
+    )
+    number, shard = identity.intend(transaction, intent, now)
+    signed = issuer.issue(order.profile, order.public_key, order.names, serial=number_of, shard=shard, now=now)
+    record = _record(number, intent, order.state, signed)
+    identity.set_result(transaction, record, shard)
+    return record
+
+
+def _record(number: int, intent: Intent, state: CertificateState, signed: x509.Certificate) -> CertificateRecord:
+    return CertificateRecord(
+        number,
+        intent.serial,
+        intent.principal,
+        intent.profile,
+        intent.key,
+        intent.epoch,
+        intent.generation,
+        intent.parent,
+        state,
+        signed.not_valid_before_utc,
+        signed.not_valid_after_utc,
+        signed.public_bytes(Encoding.DER),
+    )
