@@ -59,7 +59,7 @@ def create(domain: TrustDomain, crl_url: str, *, now: datetime, token_bytes: Tok
     """A root and its two issuing CAs, each with a key of its own; nothing is written."""
     root_key, devices_key, servers_key = keys.new_key(), keys.new_key(), keys.new_key()
     root_signer = keys.KeySigner(root_key)
-    root = issuing.issue_root(root_signer, f"{domain} root"[:64], serial=_serial(token_bytes), now=now)
+    root = issuing.issue_root(root_signer, _common_name(domain, "root"), serial=_serial(token_bytes), now=now)
 
     def issuing_ca(name: str, profile: pki.Profile, key: keys.PrivateKey) -> Issuer:
         signer = keys.KeySigner(key)
@@ -68,7 +68,7 @@ def create(domain: TrustDomain, crl_url: str, *, now: datetime, token_bytes: Tok
             root,
             root_signer,
             signer.public_key,
-            f"{domain} {name}"[:64],
+            _common_name(domain, name),
             serial=_serial(token_bytes),
             now=now,
         )
@@ -105,6 +105,10 @@ def read_certificate(path: Path) -> x509.Certificate:
         raise NotFound(f"{path} is missing", hint="enroll init makes a fleet; --home says where it is") from error
     except ValueError as error:
         raise FleetError(f"{path} is not a certificate in PEM", hint="restore it from a backup") from error
+
+
+def _common_name(domain: TrustDomain, name: str) -> str:
+    return f"{domain[: issuing.MAX_COMMON_NAME_CHARS - len(name) - 1]} {name}"
 
 
 def _serial(token_bytes: TokenBytes) -> int:
