@@ -35,7 +35,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def command_line(program: str, *args: object) -> list[str]:
     """How to run one of this environment's console scripts, or any program that PATH has."""
-    script = Path(sys.executable).with_name(program)
+    script = Path(sys.executable).parent / program  # an absolute program stays what it is
     return [str(script) if script.exists() else program, *map(str, args)]
 
 
