@@ -12,6 +12,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from enroll.registry.commits import CommitMark
 from fleet.errors import FleetError
 
 _BUSY_SECONDS: Final = 10.0
@@ -79,6 +80,10 @@ class Registry:
                     yield connection
         except exc.OperationalError as error:
             raise _unavailable(error) from error
+
+    def commit_mark(self) -> CommitMark:
+        """A new mark that tells of every later commit; close it."""
+        return CommitMark(self._engine.connect())
 
     def migrate(self) -> None:
         """Bring the schema up to date; one plain query, without loading Alembic, when it is so already."""

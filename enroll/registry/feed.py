@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Final
 
 from sqlalchemy import Connection, bindparam, func, insert, select
 
@@ -11,7 +12,7 @@ from enroll.registry.schema import certificates, meta, outbox, principals
 from fleet.directory import Entry
 from fleet.identity import DeviceId, Principal, Role, Serial, State
 
-_SNAPSHOT_ROWS = 500
+PAGE_ENTRIES: Final = 500
 
 _HEAD = select(func.coalesce(func.max(outbox.c.seq), 0))
 _CHANGED = (
@@ -24,7 +25,7 @@ _CHANGED = (
 _LATEST = select(func.coalesce(func.max(outbox.c.seq), 0)).where(outbox.c.principal == principals.c.id)
 _ENTRY = select(principals.c.id, principals.c.role, principals.c.state, principals.c.epoch, _LATEST.scalar_subquery())
 _ENTRY_OF = _ENTRY.where(principals.c.id == bindparam("id"))
-_ENTRIES_AFTER = _ENTRY.where(principals.c.id > bindparam("id")).order_by(principals.c.id).limit(_SNAPSHOT_ROWS)
+_ENTRIES_AFTER = _ENTRY.where(principals.c.id > bindparam("id")).order_by(principals.c.id).limit(PAGE_ENTRIES)
 _SERIALS = select(certificates.c.principal, certificates.c.serial).where(
     certificates.c.state.in_([state.value for state in LIVE])
 )
@@ -78,17 +79,15 @@ def entry_of_serial(transaction: Connection, serial: Serial) -> Entry | None:
     return None if holder is None else entry_of(transaction, DeviceId(holder))
 
 
-def snapshot(transaction: Connection) -> Iterator[Entry]:
-    """Every principal's entry, by id; memory stays bounded however many there are."""
-    last = ""
-    while rows := transaction.execute(_ENTRIES_AFTER, {"id": last}).all():
-        between = {"first": rows[0].id, "last": rows[-1].id}
-        serials: dict[str, list[Serial]] = {}
-        for principal, serial in transaction.execute(_SERIALS_BETWEEN, between):
-            serials.setdefault(principal, []).append(Serial(serial))
-        for row in rows:
-            yield _entry(row._tuple(), serials.get(row.id, []))
-        last = rows[-1].id
+def page(transaction: Connection, after: DeviceId | None) -> list[Entry]:
+    """Up to PAGE_ENTRIES entries of principals whose id comes after `after`, by id; empty at the end."""
+    rows = transaction.execute(_ENTRIES_AFTER, {"id": after or ""}).all()
+    if not rows:
+        return []
+    serials: dict[str, list[Serial]] = {}
+    for principal, serial in transaction.execute(_SERIALS_BETWEEN, {"first": rows[0].id, "last": rows[-1].id}):
+        serials.setdefault(principal, []).append(Serial(serial))
+    return [_entry(row._tuple(), serials.get(row.id, [])) for row in rows]
 
 
 def _entry(row: tuple[str, str, str, int, int], serials: Sequence[Serial]) -> Entry:

@@ -1,0 +1,315 @@
+"""EST and the fleet's JSON answers as a function from request to response; the only error-to-status table.
+
+Statuses are decided in this order (DESIGN section 3): 405, 413, 415, 429, 401, 400, 403. Only a 401 counts towards a
+rate limit, so a refused request neither consumes a token nor locks a site behind one NAT out.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from cryptography import x509
+
+from enroll.csr_attributes import csr_attributes
+from enroll.issuer import IssuerEnding
+from enroll.rate_limit import RateLimit, network_of
+from enroll.registry import Registry, RegistryUnavailable, feed
+from enroll.service import Enrolment, Issued, NotAllowed, Peer, admit
+from enroll.tokens import TokenRefused
+from fleet import directory, est
+from fleet.errors import Denied, FleetError, InvalidInput, NotFound, printable
+from fleet.est import EstRequest, EstResponse, InvalidCsr
+from fleet.identity import InvalidDeviceId, Role, Serial
+from fleet.join import InvalidToken, Token, parse_token
+from fleet.messages import MAX_TELEMETRY_BYTES
+from fleet.pki import WeakKey, serial_of
+
+_log = logging.getLogger(__name__)
+
+REFUSALS_PER_ADDRESS: Final = 30
+REFUSALS_PER_TOKEN: Final = 10
+RETRY_SECONDS: Final = 30
+_BASIC: Final = 'Basic realm="enroll", charset="UTF-8"'
+_JSON: Final = "application/json"
+_TEXT: Final = "text/plain; charset=utf-8"
+_MAX_AUTHORIZATION_CHARS: Final = 1024
+
+
+class _Unauthenticated(FleetError):
+    """Nothing that authenticates came with the request."""
+
+
+class _NoCertificate(FleetError):
+    """The connection has no client certificate."""
+
+
+class _TooManyRefusals(FleetError):
+    """The address or the token was refused too often of late."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("too many refused attempts", hint=f"try again in {math.ceil(seconds)} s")
+        self.seconds = seconds
+
+
+class _TooLarge(FleetError):
+    """The body is over the limit."""
+
+
+class _WrongType(FleetError):
+    """The body is of another media type."""
+
+
+# The first type that fits decides.
+_STATUSES: Final[tuple[tuple[type[FleetError], int], ...]] = (
+    (_TooLarge, 413),
+    (_WrongType, 415),
+    (_TooManyRefusals, 429),
+    (_Unauthenticated, 401),
+    (_NoCertificate, 401),
+    (InvalidToken, 401),
+    (TokenRefused, 401),
+    (InvalidCsr, 400),
+    (InvalidDeviceId, 400),
+    (WeakKey, 400),
+    (InvalidInput, 400),
+    (NotAllowed, 403),
+    (Denied, 403),
+    (NotFound, 404),
+    (RegistryUnavailable, 503),
+    (IssuerEnding, 503),
+    (FleetError, 500),
+)
+
+
+def refusal(error: FleetError) -> EstResponse:
+    """The answer that tells `error`: its message and hint as text."""
+    status = next(status for kind, status in _STATUSES if isinstance(error, kind))
+    text = printable(error.message) + (f"\nhint: {printable(error.hint)}" if error.hint else "")
+    headers = {"Content-Type": _TEXT}
+    match error:
+        case _NoCertificate():
+            headers["WWW-Authenticate"] = "Certificate"
+        case _TooManyRefusals():
+            headers["Retry-After"] = str(math.ceil(error.seconds))
+        case _ if status == 401:
+            headers["WWW-Authenticate"] = _BASIC
+        case _ if status == 503:
+            headers["Retry-After"] = str(RETRY_SECONDS)
+    return EstResponse(status, text.encode() + b"\n", headers)
+
+
+def _json(value: object) -> EstResponse:
+    return EstResponse(200, json.dumps(value).encode() + b"\n", {"Content-Type": _JSON})
+
+
+def _est(body: bytes, media_type: str) -> EstResponse:
+    """Base64, and said so: RFC 8951 lets a server leave the encoding out, older clients want it."""
+    return EstResponse(200, body, {"Content-Type": media_type, "Content-Transfer-Encoding": "base64"})
+
+
+@dataclass(slots=True)
+class EstApp:
+    """Answers requests. `handle` may block on the disk and is called from one thread at a time.
+
+    `clock` is the time of day in UTC, `monotonic` seconds that never jump, `brokers` the addresses to connect to.
+    """
+
+    enrolment: Enrolment
+    certificates: tuple[x509.Certificate, ...]
+    brokers: Callable[[], tuple[str, ...]]
+    clock: Callable[[], datetime]
+    monotonic: Callable[[], float]
+    _by_address: RateLimit = field(default_factory=lambda: RateLimit(REFUSALS_PER_ADDRESS))
+    _by_token: RateLimit = field(default_factory=lambda: RateLimit(REFUSALS_PER_TOKEN))
+    _fixed: Mapping[str, EstResponse] = field(init=False)
+
+    def __post_init__(self) -> None:
+        ca_certificates = est.encode_certificates(self.certificates)
+        self._fixed = {
+            est.CACERTS: _est(ca_certificates, est.PKCS7),
+            est.CSRATTRS: _est(est.encode_body(csr_attributes()), est.CSRATTRS_TYPE),
+            est.HEALTH: _json({"status": "ok"}),
+        }
+
+    def begin_stream(self, request: EstRequest) -> Serial | EstResponse:
+        """The serial of the broker that may read the directory's stream, or why it may not."""
+        try:
+            return self.admitted(request, Role.BROKER).certificate.serial
+        except FleetError as error:
+            response = self._refused(request, error)
+            _log_refusal(request, response)
+            return response
+
+    def fixed(self, request: EstRequest) -> EstResponse | None:
+        """The answer that needs neither registry nor disk, if this is one of those requests; never blocks."""
+        return self._fixed.get(request.path) if request.method == "GET" else None
+
+    def handle(self, request: EstRequest) -> EstResponse:
+        """The answer to any request but the directory's stream."""
+        method, answer = _ROUTES.get(request.path, (request.method, EstApp._nothing))
+        if request.method != method:
+            response = EstResponse(405, b"", {"Allow": method})
+        else:
+            response = self._answered(request, answer)
+        if response.status >= 400:
+            _log_refusal(request, response)
+        return response
+
+    def _answered(self, request: EstRequest, answer: Callable[[EstApp, EstRequest], EstResponse]) -> EstResponse:
+        try:
+            return answer(self, request)
+        except FleetError as error:
+            return self._refused(request, error)
+
+    def _refused(self, request: EstRequest, error: FleetError) -> EstResponse:
+        response = refusal(error)
+        if response.status == 401:
+            self._by_address.count(network_of(request.address), self.monotonic())
+        return response
+
+    def _fixed_answer(self, request: EstRequest) -> EstResponse:
+        return self._fixed[request.path]
+
+    def _simple_enroll(self, request: EstRequest) -> EstResponse:
+        _check_body(request)
+        token = self._authenticated(request)
+        csr = est.parse_csr(est.decode_body(request.body))
+        try:
+            issued = self.enrolment.enrol(token, csr, self.clock())
+        except TokenRefused:
+            self._by_token.count(token.id, self.monotonic())
+            raise
+        return _certified(issued)
+
+    def _authenticated(self, request: EstRequest) -> Token:
+        """The token in the request, once it is known to be one of ours.
+
+        Raises: _TooManyRefusals, _Unauthenticated, InvalidToken, TokenRefused.
+        """
+        self._check_refusals(self._by_address, network_of(request.address))
+        token = parse_token(_password(request))
+        self._check_refusals(self._by_token, token.id)
+        try:
+            self.enrolment.check_token(token)
+        except TokenRefused:
+            self._by_token.count(token.id, self.monotonic())
+            raise
+        return token
+
+    def _check_refusals(self, limit: RateLimit, key: str) -> None:
+        if seconds := limit.retry_after(key, self.monotonic()):
+            raise _TooManyRefusals(seconds)
+
+    def _simple_reenroll(self, request: EstRequest) -> EstResponse:
+        _check_body(request)
+        peer = self.admitted(request)
+        csr = est.parse_csr(est.decode_body(request.body))
+        return _certified(self.enrolment.reenrol(peer.certificate.serial, csr, self.clock()))
+
+    def admitted(self, request: EstRequest, role: Role | None = None) -> Peer:
+        """Who asks, decided anew for every request. Raises: _TooManyRefusals, _NoCertificate, NotAdmitted, Denied."""
+        self._check_refusals(self._by_address, network_of(request.address))
+        if request.peer is None:
+            raise _NoCertificate("this needs a client certificate", hint="connect with the fleet's certificate and key")
+        serial = serial_of(x509.load_der_x509_certificate(request.peer))
+        with self.registry.read() as transaction:
+            peer = admit(transaction, serial)
+        if role is not None and peer.record.principal.role is not role:
+            raise Denied(f"{peer.record.principal} may not read this", hint=f"it is for the role {role}")
+        return peer
+
+    @property
+    def registry(self) -> Registry:
+        return self.enrolment.registry
+
+    def _config(self, request: EstRequest) -> EstResponse:
+        peer = self.admitted(request)
+        limits = {"max_telemetry_bytes": MAX_TELEMETRY_BYTES}
+        return _json({"v": 1, "brokers": list(self.brokers()), "groups": list(peer.record.groups), "limits": limits})
+
+    def _directory_entry(self, request: EstRequest) -> EstResponse:
+        """One serial, read through; a request without one wants the stream, which is not answered here."""
+        self.admitted(request, Role.BROKER)
+        serial = Serial(request.query.get("serial", ""))
+        with self.registry.read() as transaction:
+            entry = feed.entry_of_serial(transaction, serial)
+        if entry is None:
+            raise NotFound("no principal has that serial", hint="it was not issued here")
+        return EstResponse(200, directory.encode(entry), {"Content-Type": directory.MEDIA_TYPE})
+
+    def _nothing(self, request: EstRequest) -> EstResponse:
+        raise NotFound(f"there is nothing at {request.path[:80]}", hint=f"EST is at {est.BASE}")
+
+    def _never(self, request: EstRequest) -> EstResponse:
+        raise NotFound(
+            f"{request.path.rpartition('/')[2]} is not offered: keys never leave the device that made them",
+            hint=f"make a key and send its request to {est.SIMPLE_ENROLL}",
+        )
+
+
+_ROUTES: Final[Mapping[str, tuple[str, Callable[[EstApp, EstRequest], EstResponse]]]] = {
+    est.CACERTS: ("GET", EstApp._fixed_answer),
+    est.CSRATTRS: ("GET", EstApp._fixed_answer),
+    est.HEALTH: ("GET", EstApp._fixed_answer),
+    est.SIMPLE_ENROLL: ("POST", EstApp._simple_enroll),
+    est.SIMPLE_REENROLL: ("POST", EstApp._simple_reenroll),
+    f"{est.BASE}/serverkeygen": ("POST", EstApp._never),
+    f"{est.BASE}/fullcmc": ("POST", EstApp._never),
+    est.CONFIG: ("GET", EstApp._config),
+    directory.PATH: ("GET", EstApp._directory_entry),
+}
+
+
+def _check_body(request: EstRequest) -> None:
+    if len(request.body) > est.MAX_BODY_BYTES:
+        raise too_large()
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != est.PKCS10:
+        raise _WrongType(f"the body is not {est.PKCS10}", hint=f"send it with Content-Type: {est.PKCS10}")
+
+
+def too_large() -> FleetError:
+    """What a body over the limit is answered with, before it was read."""
+    return _TooLarge(f"the body has more than {est.MAX_BODY_BYTES} bytes", hint="send one certificate signing request")
+
+
+def _password(request: EstRequest) -> str:
+    """The password of HTTP Basic (RFC 7617); the user may be anything."""
+    header = request.headers.get("authorization", "")
+    scheme, _, credentials = header[:_MAX_AUTHORIZATION_CHARS].partition(" ")
+    if scheme.lower() != "basic":
+        raise _Unauthenticated(
+            "this needs a token", hint="send it as the password of HTTP Basic; any user name will do"
+        )
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
+    except (ValueError, binascii.Error) as error:
+        raise _Unauthenticated("the Authorization header is damaged", hint="send user:token in base64") from error
+
+
+def _log_refusal(request: EstRequest, response: EstResponse) -> None:
+    reason = response.body.partition(b"\n")[0].decode()
+    message = 'request.refused path=%s status=%d address=%s reason="%s"'
+    _log.info(message, printable(request.path[:80]), response.status, request.address, reason)
+
+
+def _certified(issued: Issued) -> EstResponse:
+    _log.info(
+        "certificate.%s %s=%s serial=%s generation=%d not_after=%s",
+        "repeated" if issued.is_repeated else "issued",
+        issued.principal.role,
+        issued.principal.id,
+        issued.serial,
+        issued.generation,
+        f"{issued.not_after:%Y-%m-%dT%H:%M:%SZ}",
+    )
+    leaf = x509.load_der_x509_certificate(issued.der)
+    return _est(est.encode_certificates([leaf]), est.PKCS7_CERTS_ONLY)

@@ -1,0 +1,47 @@
+"""How many refusals a stranger may collect: fixed windows of a minute, in bounded memory (pure)."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final
+
+WINDOW_SECONDS: Final = 60.0
+MAX_KEYS: Final = 10_000
+
+
+@dataclass(slots=True)
+class RateLimit:
+    """Counts by key; `limit` in one window are let through. Times are monotonic, in seconds."""
+
+    limit: int
+    _windows: OrderedDict[str, tuple[float, int]] = field(default_factory=OrderedDict)
+
+    def retry_after(self, key: str, now: float) -> float:
+        """Seconds until `key` may try again; 0 when it may now."""
+        began, count = self._windows.get(key, (now, 0))
+        left = began + WINDOW_SECONDS - now
+        return left if count >= self.limit and left > 0 else 0.0
+
+    def count(self, key: str, now: float) -> None:
+        """One more refusal. The key that was refused longest ago is forgotten when memory is full."""
+        began, count = self._windows.pop(key, (now, 0))
+        if now - began >= WINDOW_SECONDS:
+            began, count = now, 0
+        self._windows[key] = (began, count + 1)
+        if len(self._windows) > MAX_KEYS:
+            self._windows.popitem(last=False)
+
+
+def network_of(address: str) -> str:
+    """What counts as one address: all of it in IPv4, the /64 that one customer has in IPv6."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((parsed, 64), strict=False))
