@@ -7,14 +7,32 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
+import secrets
+import signal
+import socket
 import sys
+import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from fleet.errors import FleetError, report
+from device_agent.clock import Moment
+from device_agent.core.events import StopRequested
+from device_agent.core.state import Settings
+from device_agent.store import PosixDisk, Store, check_private, only_one
+from fleet import join
+from fleet.errors import FleetError, InvalidInput, printable, report
+from fleet.identity import DeviceId
+from fleet.layout import AgentHome
+
+if TYPE_CHECKING:
+    from device_agent.joining import Invitation
 
 _SYSTEM_HOME: Final = Path("/var/lib/device-agent")
+_RANDOM: Final = random.SystemRandom()
 _DESCRIPTION: Final = "Gives this device an identity of its own and keeps it connected to its fleet."
 
 
@@ -80,7 +98,118 @@ def _home(options: argparse.Namespace) -> Path:
 
 
 def _dispatch(options: argparse.Namespace) -> int:
-    raise FleetError(f"{options.verb} on {_home(options)}: not in this build")
+    verbs = {"join": _join, "run": _run, "status": _status, "explain": _explain}
+    return verbs[options.verb](options, AgentHome(_home(options)))
+
+
+def _join(options: argparse.Namespace, home: AgentHome) -> int:
+    from device_agent import joining
+
+    invitation, device = _invitation(options)
+    device = device or _host_name()
+    store = Store(home, PosixDisk())
+    store.prepare()
+    with only_one(home):
+        if options.file is not None and store.is_enrolled_as(device, invitation.url):
+            credential = store.credential()  # the power went between success and the removal of the file
+        else:
+            credential = joining.join(store, invitation, device, time.monotonic)
+    if options.file is not None:
+        _remove_join_file(options.file)
+    print(f"enrolled {credential.device} ({credential.role.value}) at {printable(credential.enroll_url)}")
+    print(f"certificate {credential.serial}, valid until {credential.not_after:%Y-%m-%d %H:%M} UTC")
+    named = f" --home {home.path}" if options.home else ""
+    print(f"next: device-agent run{named}")
+    return 0
+
+
+def _invitation(options: argparse.Namespace) -> tuple[Invitation, DeviceId | None]:
+    """What the command line names, in one of its three ways, and the id if it names one."""
+    from device_agent.joining import Invitation, invitation_of
+
+    given_id = DeviceId(options.id) if options.id is not None else None
+    parts = (options.url, options.root_pin, options.token)
+    match options.code is not None, options.file is not None, any(part is not None for part in parts):
+        case True, False, False:
+            return invitation_of(join.parse_join_code(_or_stdin(options.code))), given_id
+        case False, True, False:
+            found = join.parse_join_file(_read_join_file(options.file))
+            return invitation_of(found.code), given_id or found.device
+        case False, False, True if all(part is not None for part in parts):
+            pin, token = join.parse_root_pin(options.root_pin), join.parse_token(_or_stdin(options.token))
+            return Invitation(join.check_enroll_url(options.url), pin, token), given_id
+    raise InvalidInput(
+        "name one invitation", hint="device-agent join CODE | --file PATH | --url URL --root-pin HEX --token TOKEN"
+    )
+
+
+def _or_stdin(value: str) -> str:
+    """A secret on the command line is seen by every user of the machine: - reads it from standard input."""
+    return sys.stdin.readline(4096).strip() if value == "-" else value
+
+
+def _read_join_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(65_536).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} cannot be read: {error}", hint="enroll token create -o file makes one") from error
+
+
+def _remove_join_file(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+        PosixDisk().sync_folder(path.parent)
+    except OSError as error:
+        raise FleetError(
+            f"enrolled, but {path} cannot be removed: {error.strerror or error}", hint=f"remove it: rm {path}"
+        ) from error
+
+
+def _host_name() -> DeviceId:
+    name = socket.gethostname().partition(".")[0].lower()
+    try:
+        return DeviceId(name)
+    except InvalidInput as error:
+        raise InvalidInput(f"the host name {name!r} is not a device id", hint="name one: --id ID") from error
+
+
+def _run(options: argparse.Namespace, home: AgentHome) -> int:
+    from device_agent.runner import EventQueue, Runner, World, configure_logging
+
+    configure_logging()
+    store = Store(home, PosixDisk())
+    store.recover()
+    credential = store.credential()
+    check_private(home.path)
+    settings = Settings(
+        credential.device, credential.serial, credential.not_after, secrets.token_hex(8), metadata.version("mqtt-fleet")
+    )
+    events = EventQueue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: events.post_now(StopRequested()))
+    with only_one(home):
+        world = World(_moment, time.monotonic, PosixDisk())
+        Runner(home, settings, credential.enroll_url, world, events).run()
+    return 0
+
+
+def _moment() -> Moment:
+    return Moment(time.monotonic(), datetime.now(UTC), _RANDOM.random())
+
+
+def _status(options: argparse.Namespace, home: AgentHome) -> int:
+    from device_agent import status
+
+    store = Store(home, PosixDisk())
+    fields = status.read_status(home, store)
+    role = store.credential().role.value
+    print(status.as_json(fields) if options.output == "json" else status.as_table(fields, role, datetime.now(UTC)))
+    return 0
+
+
+def _explain(options: argparse.Namespace, home: AgentHome) -> int:
+    raise FleetError("not in this build")
 
 
 if __name__ == "__main__":

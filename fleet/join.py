@@ -14,11 +14,13 @@ import base64
 import binascii
 import hashlib
 import re
+import tomllib
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
 from fleet.errors import InvalidInput
+from fleet.identity import DeviceId
 
 TOKEN_ID_BYTES: Final = 5
 SECRET_BYTES: Final = 16
@@ -109,6 +111,30 @@ def parse_join_code(text: str) -> JoinCode:
         return JoinCode(rest[split:].decode(), pin, new_token(rest[:split]))
     except (ValueError, InvalidInput) as error:
         raise InvalidJoinCode("the join code is damaged", hint="paste it whole, or " + _HINT) from error
+
+
+@dataclass(frozen=True, slots=True)
+class JoinFile:
+    """What lies on a boot partition until the first boot: the join code, and the id if it is not the host name."""
+
+    code: JoinCode
+    device: DeviceId | None = None
+
+    def encode(self) -> str:
+        lines = [f'id = "{self.device}"'] if self.device is not None else []
+        return "\n".join([*lines, f'code = "{self.code}"', ""])
+
+
+def parse_join_file(text: str) -> JoinFile:
+    """The inverse of `JoinFile.encode`. Raises: InvalidInput, which does not repeat the code."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput("the join file is not TOML", hint=_HINT + " -o file") from error
+    code, device = table.get("code"), table.get("id")
+    if not isinstance(code, str) or not isinstance(device, str | None) or not table.keys() <= {"code", "id"}:
+        raise InvalidInput("the join file holds something else than code and id", hint=_HINT + " -o file")
+    return JoinFile(parse_join_code(code), None if device is None else DeviceId(device))
 
 
 def check_enroll_url(url: str) -> str:

@@ -1,0 +1,154 @@
+"""What becomes of a command: on disk, to an application, its answer to the fleet. `journal` draws the phases."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from device_agent.clock import Moment
+from device_agent.core.effects import Acknowledge, Effect, Log, SaveJournal, Tell
+from device_agent.core.events import Journalled
+from device_agent.core.state import State
+from device_agent.journal import MAX_UNFINISHED, Entry, Phase
+from device_agent.outbox import Class
+from fleet import messages, topics
+from fleet.messages import InvalidMessage, ResultMessage, ResultState
+
+
+def resume(state: State, moment: Moment) -> State:
+    """At the start: what the broker has not confirmed is sent again; an earlier run may not have come to it."""
+    for entry in state.journal.of(Phase.FINAL):
+        if not entry.is_confirmed:
+            state = _queue_final(state, entry, moment)
+    return state
+
+
+def on_command(
+    state: State, topic: topics.Command, payload: bytes, acknowledge: Acknowledge, moment: Moment, effects: list[Effect]
+) -> State:
+    """A command has come, for the first time or again. Raises: InvalidMessage."""
+    known = state.journal.find(topic.command_id)
+    if known is not None:
+        return _on_repeated(state, known, acknowledge, moment, effects)
+    command = messages.decode_command(payload, topic.device)
+    entry = Entry(topic.command_id, topic.name, deadline=command.deadline, args=command.args)
+    if moment.utc > command.deadline:
+        entry = entry.finished(ResultState.EXPIRED, error="it arrived after its deadline")
+    elif state.journal.unfinished >= MAX_UNFINISHED:
+        entry = entry.finished(ResultState.FAILED, error=f"{MAX_UNFINISHED} commands are unfinished on this device")
+    fields = (("command", entry.name), ("command_id", entry.id))
+    effects.append(Log(logging.INFO, "command.received", fields))
+    return _save(replace(state, unacknowledged=(*state.unacknowledged, acknowledge)), entry, effects)
+
+
+def on_journalled(state: State, event: Journalled, moment: Moment, effects: list[Effect]) -> State:
+    """The journal is on disk: acknowledge, hand over, answer."""
+    effects += state.unacknowledged
+    state = replace(state, unacknowledged=())
+    if event.error:
+        effects.append(Log(logging.ERROR, "journal.not_written", (("reason", event.error),)))
+    for entry in state.journal.of(Phase.RECEIVED):
+        if event.error:
+            # Begun now, it could begin a second time after a restart. The failure itself needs no memory.
+            failed = entry.finished(ResultState.FAILED, error=f"the device cannot remember it: {event.error}")
+            state = replace(state, journal=state.journal.put(failed))
+        else:
+            held = replace(entry, phase=Phase.HELD, hold_until=_hold_until(state, entry, moment))
+            state = replace(state, journal=state.journal.put(held))
+    return _answer_final(hand_over(state, moment, effects), moment)
+
+
+def on_tick(state: State, moment: Moment, effects: list[Effect]) -> State:
+    """Commands that nobody took in time have failed, or expired."""
+    return hand_over(state, moment, effects)
+
+
+def hand_over(state: State, moment: Moment, effects: list[Effect]) -> State:
+    """Every held command goes to the application that takes it, or fails when its time is over."""
+    for entry in state.journal.of(Phase.HELD):
+        app = state.owner_of(entry.name)
+        if entry.deadline is not None and moment.utc > entry.deadline:
+            state = finish(
+                state, entry, ResultState.EXPIRED, None, "no application took it before its deadline", effects
+            )
+        elif app is not None:
+            state = _open(state, entry, app.number, moment, effects)
+        elif moment.monotonic >= entry.hold_until:
+            state = finish(state, entry, ResultState.FAILED, None, _nobody_takes(state, entry), effects)
+    return state
+
+
+def finish(state: State, entry: Entry, result: ResultState, output: Any, error: str, effects: list[Effect]) -> State:
+    """The final result: to disk first, then to the fleet."""
+    fields = (("command", entry.name), ("command_id", entry.id), ("state", result.value))
+    effects.append(Log(logging.INFO, "command.finished", fields))
+    return _save(state, entry.finished(result, output, error), effects)
+
+
+def queue_result(state: State, entry: Entry, result: ResultState, moment: Moment) -> State:
+    """One result for the fleet. An output that no message can carry becomes an error."""
+    state, envelope = state.envelope(moment)
+    message = ResultMessage(envelope, result, entry.output, entry.error)
+    try:
+        payload = message.encode()
+    except InvalidMessage as error:
+        text = f"the output cannot be sent: {error.message}"
+        payload = ResultMessage(envelope, result, None, text).encode()
+    topic = topics.Result(state.settings.device, entry.id).format()
+    return state.queue(Class.RESULT, topic, payload, command_id=entry.id if result.is_final else "")
+
+
+def on_confirmed(state: State, command_id: str) -> State:
+    """The broker has the final result. It is written down with the next entry: to send it once more harms nobody."""
+    entry = state.journal.find(command_id)
+    return state if entry is None else replace(state, journal=state.journal.put(replace(entry, is_confirmed=True)))
+
+
+def _on_repeated(state: State, known: Entry, acknowledge: Acknowledge, moment: Moment, effects: list[Effect]) -> State:
+    if known.phase is Phase.RECEIVED:
+        return replace(state, unacknowledged=(*state.unacknowledged, acknowledge))
+    effects.append(acknowledge)
+    is_due = known.phase is Phase.FINAL and not state.outbox.holds_result(known.id)
+    return _queue_final(state, known, moment) if is_due else state
+
+
+def _hold_until(state: State, entry: Entry, moment: Moment) -> float:
+    """Until when an application may still appear, but not past the deadline."""
+    until = max(moment.monotonic, state.applications_expected_until)
+    if entry.deadline is None:
+        return until
+    return min(until, moment.monotonic + (entry.deadline - moment.utc).total_seconds())
+
+
+def _open(state: State, entry: Entry, app: int, moment: Moment, effects: list[Effect]) -> State:
+    deadline = messages.format_time(entry.deadline or moment.utc)
+    line = {"type": "command", "command_id": entry.id, "name": entry.name, "args": entry.args, "deadline": deadline}
+    effects.append(Tell(app, line))
+    opened = replace(entry, phase=Phase.OPEN, app=app, args={})
+    state = replace(state, journal=state.journal.put(opened))
+    return queue_result(state, opened, ResultState.ACCEPTED, moment)
+
+
+def _nobody_takes(state: State, entry: Entry) -> str:
+    names = sorted({name for app in state.apps for name in app.commands})
+    if not names:
+        return f"no application on this device takes commands, {entry.name!r} neither"
+    return f"no application on this device takes {entry.name!r}, but: {', '.join(names)}"[:1024]
+
+
+def _save(state: State, entry: Entry, effects: list[Effect]) -> State:
+    state = replace(state, journal=state.journal.put(entry))
+    effects.append(SaveJournal(state.journal))
+    return state
+
+
+def _answer_final(state: State, moment: Moment) -> State:
+    for entry in state.journal.of(Phase.FINAL):
+        if not entry.is_confirmed and not state.outbox.holds_result(entry.id):
+            state = _queue_final(state, entry, moment)
+    return state
+
+
+def _queue_final(state: State, entry: Entry, moment: Moment) -> State:
+    return state if entry.state is None else queue_result(state, entry, entry.state, moment)

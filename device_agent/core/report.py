@@ -1,0 +1,66 @@
+"""The state of the agent in words and as the `status` line of the application socket."""
+
+from __future__ import annotations
+
+from typing import Any, assert_never
+
+from device_agent.clock import Moment
+from device_agent.core.state import Connecting, Fetching, Online, State, Stopped, Stopping, Subscribing, Waiting
+from device_agent.failures import Words, words
+from device_agent.journal import Phase
+from fleet.messages import format_time
+
+
+def state_name(state: State) -> str:
+    """One word for programs: online, connecting, waiting, stopping."""
+    match state.link:
+        case Online():
+            return "online"
+        case Connecting() | Subscribing() | Fetching():
+            return "connecting"
+        case Waiting():
+            return "waiting"
+        case Stopping() | Stopped():
+            return "stopping"
+        case _:
+            assert_never(state.link)
+
+
+def describe(state: State, moment: Moment) -> Words:
+    """What a person wants to know of the connection, and what to do about it."""
+    if isinstance(state.link, Online):
+        return Words(f"connected to {state.link.broker} since {format_time(state.link.since_utc)}", "")
+    if state.failure is None:
+        return Words("connecting for the first time", "")
+    found = words(state.failure, state.settings.device, state.settings.not_after)
+    again = "trying again now"
+    if isinstance(state.link, Waiting):
+        again = f"trying again in {max(0.0, state.link.until - moment.monotonic):.0f} s"
+    return Words(f"{found.message}; {again}", found.hint)
+
+
+def status_line(state: State, moment: Moment) -> dict[str, Any]:
+    """The answer to an application's `status`."""
+    said, settings = describe(state, moment), state.settings
+    broker = str(state.link.broker) if isinstance(state.link, Online | Subscribing | Connecting) else None
+    return {
+        "type": "status",
+        "device": str(settings.device),
+        "state": state_name(state),
+        "words": said.message,
+        "hint": said.hint,
+        "broker": broker,
+        "since": format_time(state.link.since_utc) if isinstance(state.link, Online) else None,
+        "cause": state.failure.cause.value if state.failure else None,
+        "failures": state.failures,
+        "serial": str(settings.serial),
+        "not_after": format_time(settings.not_after),
+        "agent": settings.version,
+        "boot": settings.boot,
+        "applications": [{"app": app.name, "commands": list(app.commands)} for app in state.apps if app.rank],
+        "waiting_messages": len(state.outbox.waiting) + len(state.outbox.in_flight),
+        "dropped_messages": state.outbox.dropped,
+        "set_aside_messages": state.set_aside,
+        "unfinished_commands": state.journal.unfinished,
+        "unconfirmed_results": sum(not entry.is_confirmed for entry in state.journal.of(Phase.FINAL)),
+    }

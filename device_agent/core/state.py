@@ -1,0 +1,151 @@
+"""All that the agent knows, as one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import assert_never
+
+from device_agent.clock import Moment
+from device_agent.core.effects import Acknowledge
+from device_agent.failures import Failure
+from device_agent.journal import Journal, Phase
+from device_agent.outbox import Class, Outbox, Outgoing
+from fleet.config import Address
+from fleet.identity import DeviceId, Serial
+from fleet.messages import Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What does not change while the agent runs."""
+
+    device: DeviceId
+    serial: Serial
+    not_after: datetime
+    boot: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Connecting:
+    epoch: int
+    broker: Address
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribing:
+    epoch: int
+    broker: Address
+    until: float
+    session_present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Online:
+    epoch: int
+    broker: Address
+    since: float
+    since_utc: datetime
+    session_present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The farewell with `handle` is on its way."""
+
+    epoch: int
+    handle: int
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    pass
+
+
+Link = Waiting | Fetching | Connecting | Subscribing | Online | Stopping | Stopped
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A connected application; `rank` grows with each registration, and the highest that has a name gets it."""
+
+    number: int
+    name: str = ""
+    commands: tuple[str, ...] = ()
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that the agent knows. `tried`: brokers that failed since their addresses were last asked for."""
+
+    settings: Settings
+    link: Link = Waiting(0.0)
+    epoch: int = 0
+    brokers: tuple[Address, ...] = ()
+    broker_at: int = 0
+    tried: int = 0
+    failures: int = 0
+    short_lives: int = 0
+    failure: Failure | None = None
+    failed_at: datetime | None = None
+    was_ready: bool = False
+    outbox: Outbox = field(default_factory=Outbox)
+    journal: Journal = field(default_factory=Journal)
+    unacknowledged: tuple[Acknowledge, ...] = ()
+    apps: tuple[App, ...] = ()
+    applications_expected_until: float = 0.0
+    registrations: int = 0
+    handles: int = 0
+    seq: int = 0
+    set_aside: int = 0
+
+    @property
+    def is_online(self) -> bool:
+        return isinstance(self.link, Online)
+
+    def owner_of(self, command: str) -> App | None:
+        """The application that registered the command last."""
+        takers = [app for app in self.apps if command in app.commands]
+        return max(takers, key=lambda app: app.rank, default=None)
+
+    def envelope(self, moment: Moment) -> tuple[State, Envelope]:
+        """The envelope of the next up-link message."""
+        envelope = Envelope(self.settings.device, moment.utc, self.settings.boot, self.seq)
+        return replace(self, seq=self.seq + 1), envelope
+
+    def queue(self, kind: Class, topic: str, payload: bytes, qos: int = 1, command_id: str = "") -> State:
+        """With one more message in the outbox."""
+        message = Outgoing(self.handles, kind, topic, payload, qos, kind is Class.PRESENCE, command_id)
+        return replace(self, handles=self.handles + 1, outbox=self.outbox.put(message))
+
+
+def initial(settings: Settings, brokers: tuple[Address, ...], journal: Journal) -> State:
+    """The state before `Started`."""
+    return State(settings, brokers=brokers, journal=journal)
+
+
+def next_deadline(state: State) -> float | None:
+    """The monotonic time at which a `Tick` is due; None if only others' events can change anything."""
+    times = [entry.hold_until for entry in state.journal.of(Phase.HELD)]
+    match state.link:
+        case Waiting() | Fetching() | Connecting() | Subscribing() | Stopping():
+            times.append(state.link.until)
+        case Online() | Stopped():
+            pass
+        case _:
+            assert_never(state.link)
+    return min(times, default=None)

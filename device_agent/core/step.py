@@ -1,0 +1,111 @@
+"""One event at a time: the table from events to what handles them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import assert_never
+
+from device_agent.clock import Moment
+from device_agent.core import applications, commands, connection
+from device_agent.core.effects import Acknowledge, Effect, Log, Publish
+from device_agent.core.events import (
+    AppJoined,
+    AppLeft,
+    AppSaid,
+    Arrived,
+    ConfigFailed,
+    ConfigFetched,
+    Connected,
+    Disconnected,
+    Event,
+    Journalled,
+    Sent,
+    Started,
+    StopRequested,
+    Subscribed,
+    Tick,
+)
+from device_agent.core.state import Online, State, Stopping, Subscribing
+from fleet import topics
+from fleet.errors import InvalidInput
+
+
+def step(state: State, event: Event, moment: Moment) -> tuple[State, tuple[Effect, ...]]:
+    """What the agent knows after `event`, and what it does about it."""
+    effects: list[Effect] = []
+    after = _handle(state, event, moment, effects)
+    if after.is_online != state.is_online:
+        applications.tell_all(after, effects)
+    return _publish(after, effects), tuple(effects)
+
+
+def _handle(state: State, event: Event, moment: Moment, effects: list[Effect]) -> State:
+    match event:
+        case Started():
+            return connection.begin(commands.resume(state, moment), moment, effects)
+        case Tick():
+            return commands.on_tick(connection.on_tick(state, moment, effects), moment, effects)
+        case ConfigFetched():
+            return connection.on_config(state, event, moment, effects)
+        case ConfigFailed():
+            return connection.on_config_failed(state, event, moment, effects)
+        case Connected():
+            return connection.on_connected(state, event, moment, effects)
+        case Subscribed():
+            return connection.on_subscribed(state, event, moment, effects)
+        case Disconnected():
+            return connection.on_disconnected(state, event, moment, effects)
+        case Arrived():
+            return _on_arrived(state, event, moment, effects)
+        case Sent():
+            return _on_sent(state, event, effects)
+        case Journalled():
+            return commands.on_journalled(state, event, moment, effects)
+        case AppJoined():
+            return applications.on_joined(state, event, effects)
+        case AppSaid():
+            return applications.on_said(state, event, moment, effects)
+        case AppLeft():
+            return applications.on_left(state, event, moment, effects)
+        case StopRequested():
+            return connection.on_stop(state, moment, effects)
+        case _:
+            assert_never(event)
+
+
+def _on_arrived(state: State, event: Arrived, moment: Moment, effects: list[Effect]) -> State:
+    """Everything that arrives is acknowledged, now or when it is on disk: a broker would send it for ever."""
+    if event.epoch != state.epoch or not isinstance(state.link, Subscribing | Online):
+        return state
+    acknowledge = Acknowledge(event.epoch, event.mid, event.qos)
+    try:
+        topic = topics.parse(event.topic)
+        if isinstance(topic, topics.Command) and topic.device == state.settings.device:
+            return commands.on_command(state, topic, event.payload, acknowledge, moment, effects)
+        reason = "this agent does not handle the topic"
+    except InvalidInput as error:
+        reason = error.message
+    effects += [acknowledge, Log(logging.WARNING, "message.set_aside", (("topic", event.topic), ("reason", reason)))]
+    return replace(state, set_aside=state.set_aside + 1)
+
+
+def _on_sent(state: State, event: Sent, effects: list[Effect]) -> State:
+    if event.epoch != state.epoch:
+        return state
+    outbox, message = state.outbox.confirm(event.handle)
+    state = replace(state, outbox=outbox)
+    if message is not None and message.command_id:
+        state = commands.on_confirmed(state, message.command_id)
+    if isinstance(state.link, Stopping) and state.link.handle == event.handle:
+        return connection.say_goodbye(state, effects)
+    return state
+
+
+def _publish(state: State, effects: list[Effect]) -> State:
+    """Hand to the connection what its window has room for."""
+    if not isinstance(state.link, Online | Stopping):
+        return state
+    outbox, messages = state.outbox.take()
+    effects += [Publish(state.link.epoch, message) for message in messages]
+    return replace(state, outbox=outbox)

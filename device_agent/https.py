@@ -1,0 +1,98 @@
+"""One HTTPS request, bounded in time and size. No redirect is followed, no proxy and no environment is asked."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import urlsplit
+
+from device_agent.failures import Cause, Failure
+from device_agent.tls import failure_of
+
+OPERATION_SECONDS: Final = 10.0
+REQUEST_SECONDS: Final = 30.0
+MAX_ANSWER_BYTES: Final = 262_144  # as fleet.est, which `run` may not load
+
+
+class RequestFailed(Exception):
+    """No answer; `failure` says why."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.cause.value)
+        self.failure = failure
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to send to a server at `url` (scheme, host and port alone count)."""
+
+    url: str
+    path: str
+    method: str = "GET"
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back. Header names are lower-case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+
+
+def peer_of(url: str) -> str:
+    """`HOST:PORT` of an https address, for messages."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port or 443}"
+
+
+def send(request: Request, context: ssl.SSLContext) -> Answer:
+    """The answer to `request`, over a new connection. Raises: RequestFailed."""
+    parts, peer = urlsplit(request.url), peer_of(request.url)
+    connection = http.client.HTTPSConnection(
+        parts.hostname or "", parts.port or 443, timeout=OPERATION_SECONDS, context=context
+    )
+    try:
+        return _converse(connection, request, peer)
+    except http.client.HTTPException as error:
+        raise RequestFailed(Failure(Cause.BAD_ANSWER, peer, f"{type(error).__name__}: {error}"[:200])) from error
+    except (OSError, ValueError) as error:
+        raise RequestFailed(failure_of(error, peer)) from error
+    finally:
+        connection.close()
+
+
+def _converse(connection: http.client.HTTPSConnection, request: Request, peer: str) -> Answer:
+    connection.connect()
+    with _deadline(connection.sock):
+        connection.request(request.method, request.path, body=request.body, headers=dict(request.headers))
+        with connection.getresponse() as response:
+            body = response.read(MAX_ANSWER_BYTES + 1)
+            if len(body) > MAX_ANSWER_BYTES:
+                raise RequestFailed(Failure(Cause.BAD_ANSWER, peer, f"more than {MAX_ANSWER_BYTES} bytes"))
+            return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
+
+
+@contextlib.contextmanager
+def _deadline(connection: socket.socket) -> Iterator[None]:
+    """Cut the connection after REQUEST_SECONDS: a peer that drips never trips the time-out per operation."""
+
+    def cut() -> None:
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(REQUEST_SECONDS, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,139 @@
+"""Every command once: which ids were seen, how far each has come, and what of it outlives a restart.
+
+    RECEIVED --on disk--> HELD --an application takes it--> OPEN --its answer--> FINAL
+        \\---------------------\\--deadline, nobody takes it, application gone--/
+
+A command is on disk before anyone is told of it and before the broker gets its PUBACK. So a restart finds every command
+that may have begun, reports it as failed, and never begins it again.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import Enum, auto
+from typing import Any, Final
+
+from fleet import messages, topics
+from fleet.errors import InvalidInput
+from fleet.messages import JsonObject, ResultState
+
+REMEMBERED: Final = 256  # DESIGN section 7
+MAX_UNFINISHED: Final = 64
+MAX_OUTPUT_BYTES: Final = 1 << 20
+MAX_FILE_BYTES: Final = 4 * MAX_OUTPUT_BYTES
+RESTARTED: Final = "the agent was restarted before this command was answered"
+
+
+class Phase(Enum):
+    """How far a command has come on this device."""
+
+    RECEIVED = auto()
+    HELD = auto()
+    OPEN = auto()
+    FINAL = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One command. `hold_until` (monotonic) is when it fails if no application takes it; `app` is who has it.
+
+    `is_confirmed`: the broker has the final result.
+    """
+
+    id: str
+    name: str
+    phase: Phase = Phase.RECEIVED
+    deadline: datetime | None = None
+    args: JsonObject = field(default_factory=dict, repr=False)
+    hold_until: float = 0.0
+    app: int | None = None
+    state: ResultState | None = None
+    output: Any = field(default=None, repr=False)
+    error: str = ""
+    is_confirmed: bool = False
+
+    def finished(self, state: ResultState, output: Any = None, error: str = "") -> Entry:
+        """With its final result."""
+        return replace(self, phase=Phase.FINAL, args={}, app=None, state=state, output=output, error=error)
+
+    @property
+    def output_bytes(self) -> int:
+        return 0 if self.output is None else len(json.dumps(self.output))
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """The last REMEMBERED commands, the oldest first."""
+
+    entries: tuple[Entry, ...] = ()
+
+    def find(self, command_id: str) -> Entry | None:
+        return next((entry for entry in self.entries if entry.id == command_id), None)
+
+    def of(self, phase: Phase) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self.entries if entry.phase is phase)
+
+    @property
+    def unfinished(self) -> int:
+        return sum(entry.phase is not Phase.FINAL for entry in self.entries)
+
+    def put(self, entry: Entry) -> Journal:
+        """With `entry` in the place of the one with its id, or as the newest."""
+        if self.find(entry.id) is not None:
+            entries = tuple(entry if known.id == entry.id else known for known in self.entries)
+        else:
+            entries = (*self.entries, entry)
+        return Journal(_without_large_outputs(_forget_oldest(entries)))
+
+    def encode(self) -> bytes:
+        """As a file."""
+        return json.dumps({"v": 1, "commands": [_encode(entry) for entry in self.entries]}).encode() + b"\n"
+
+
+def _forget_oldest(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    if len(entries) <= REMEMBERED:
+        return entries
+    at = next((at for at, entry in enumerate(entries) if entry.phase is Phase.FINAL), 0)
+    return entries[:at] + entries[at + 1 :]
+
+
+def _without_large_outputs(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """The oldest outputs are let go, those that the broker has first: memory and the file stay bounded."""
+    excess = sum(entry.output_bytes for entry in entries) - MAX_OUTPUT_BYTES
+    if excess <= 0:
+        return entries
+    kept = list(entries)
+    for at in sorted(range(len(kept)), key=lambda at: (not kept[at].is_confirmed, at)):
+        if excess > 0 and kept[at].output is not None:
+            excess -= kept[at].output_bytes
+            kept[at] = replace(kept[at], output=None, error=kept[at].error or "the output was too large to be kept")
+    return tuple(kept)
+
+
+def _encode(entry: Entry) -> JsonObject:
+    fields: JsonObject = {"id": entry.id, "name": entry.name}
+    if entry.phase is Phase.FINAL and entry.state is not None:
+        fields |= {"state": entry.state.value, "confirmed": entry.is_confirmed}
+        fields |= {"output": entry.output, "error": entry.error}
+    return fields
+
+
+def decode_journal(data: bytes) -> Journal:
+    """The inverse of `Journal.encode`, where what was not final has failed. Raises: InvalidInput."""
+    try:
+        listed = messages.decode_object(data, max_bytes=MAX_FILE_BYTES)["commands"]
+        return Journal(tuple(_decode(fields) for fields in listed)[-REMEMBERED:])
+    except (KeyError, TypeError, ValueError, AttributeError, InvalidInput) as error:
+        raise InvalidInput(f"the list of commands is damaged: {error}") from error
+
+
+def _decode(fields: JsonObject) -> Entry:
+    entry = Entry(topics.check_name(fields["id"]), topics.check_name(fields["name"]))
+    if "state" not in fields:
+        return entry.finished(ResultState.FAILED, error=RESTARTED)
+    done = entry.finished(ResultState(fields["state"]), fields.get("output"), str(fields.get("error", "")))
+    if not ResultState(fields["state"]).is_final:
+        raise ValueError("a result that is not final")
+    return replace(done, is_confirmed=fields.get("confirmed") is True)

@@ -1,0 +1,123 @@
+"""What an application may say to the agent: one JSON object a line (docs/application-socket.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fleet import messages, topics
+from fleet.errors import InvalidInput
+from fleet.messages import InvalidMessage, JsonObject, ResultState
+
+MAX_LINE_BYTES: Final = 65_536
+MAX_COMMANDS: Final = 64
+_MAX_TEXT: Final = 1_024  # as fleet.messages bounds `error`
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """These commands are mine."""
+
+    app: str
+    commands: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishTelemetry:
+    """Publish a measurement."""
+
+    stream: str
+    data: Any
+    qos: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublishEvent:
+    """Publish that something happened."""
+
+    event: str
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class ReportResult:
+    """How a command goes: running, done or failed."""
+
+    command_id: str
+    state: ResultState
+    output: Any
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskStatus:
+    """One status line, please."""
+
+
+Request = Register | PublishTelemetry | PublishEvent | ReportResult | AskStatus
+
+
+def parse_request(line: bytes) -> Request:
+    """The request in one line. Raises: InvalidMessage, which says what is wrong with it."""
+    fields = messages.decode_object(line, max_bytes=MAX_LINE_BYTES)
+    try:
+        return _parse(fields)
+    except InvalidMessage:
+        raise
+    except InvalidInput as error:
+        raise InvalidMessage(error.message, hint=error.hint) from error
+
+
+def _parse(fields: JsonObject) -> Request:
+    match fields.get("type"):
+        case "register":
+            return _parse_register(fields)
+        case "telemetry":
+            return PublishTelemetry(_name(fields, "stream"), _required(fields, "data"), _qos(fields))
+        case "event":
+            return PublishEvent(_name(fields, "event"), _required(fields, "data"))
+        case "result":
+            return _parse_result(fields)
+        case "status":
+            return AskStatus()
+        case other:
+            raise InvalidMessage(f"{str(other)[:40]!r} is not a type of line")
+
+
+def _parse_register(fields: JsonObject) -> Register:
+    commands = fields.get("commands")
+    if not isinstance(commands, list) or len(commands) > MAX_COMMANDS:
+        raise InvalidMessage(f"commands is not a list of at most {MAX_COMMANDS} names")
+    if not all(isinstance(name, str) for name in commands):
+        raise InvalidMessage("commands holds what is not a name")
+    return Register(_name(fields, "app"), tuple(topics.check_name(name) for name in commands))
+
+
+def _parse_result(fields: JsonObject) -> ReportResult:
+    state = fields.get("state")
+    if state not in ("running", "done", "failed"):
+        raise InvalidMessage("state is not one of running, done, failed")
+    error = fields.get("error", "")
+    if not isinstance(error, str) or len(error) > _MAX_TEXT:
+        raise InvalidMessage(f"error is not a text of at most {_MAX_TEXT} characters")
+    return ReportResult(_name(fields, "command_id"), ResultState(state), fields.get("output"), error)
+
+
+def _name(fields: JsonObject, key: str) -> str:
+    value = fields.get(key)
+    if not isinstance(value, str):
+        raise InvalidMessage(f"{key} is missing")
+    return topics.check_name(value)
+
+
+def _required(fields: JsonObject, key: str) -> Any:
+    if key not in fields:
+        raise InvalidMessage(f"{key} is missing")
+    return fields[key]
+
+
+def _qos(fields: JsonObject) -> int:
+    value = fields.get("qos", 0)
+    if type(value) is not int or value not in (0, 1):
+        raise InvalidMessage("qos is neither 0 nor 1")
+    return value

@@ -1,0 +1,255 @@
+"""`device-agent run`: feeds the core's events from one queue and performs its effects, on the thread that called it.
+
+Everything that can wait for a peer (the connection, the applications, the request for the configuration) is on a thread
+of its own and speaks to this one through the queue alone. Those threads cannot keep the agent from ending, nor can a
+hanging one make it believe that it is connected.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, assert_never
+
+from device_agent import config_client, https
+from device_agent.application import ApplicationServer
+from device_agent.clock import Moment
+from device_agent.core.effects import (
+    Acknowledge,
+    AnnounceReady,
+    Connect,
+    Disconnect,
+    Effect,
+    Exit,
+    FetchConfig,
+    Log,
+    Publish,
+    SaveJournal,
+    Subscribe,
+    Tell,
+)
+from device_agent.core.events import ConfigFailed, ConfigFetched, Disconnected, Event, Journalled, Started, Tick
+from device_agent.core.state import Settings, initial, next_deadline
+from device_agent.core.step import step
+from device_agent.failures import Cause, Failure
+from device_agent.journal import Journal, decode_journal
+from device_agent.mqtt import Connection
+from device_agent.store import Disk, check_private, replace_file
+from fleet.config import Address
+from fleet.errors import FleetError, InvalidInput, printable
+from fleet.layout import AgentHome
+
+QUEUE_EVENTS: Final = 1_000
+# A connection's thread turns every 5 s; one that has not for so long hangs, whatever it claims.
+HANGS_AFTER_SECONDS: Final = 90.0
+_LOOK_SECONDS: Final = 30.0
+
+_log = logging.getLogger("device_agent")
+
+
+class EventQueue:
+    """Bounded for threads, which wait for room; never blocking for a signal handler, which must not."""
+
+    def __init__(self) -> None:
+        self._events: queue.SimpleQueue[tuple[Event, bool]] = queue.SimpleQueue()  # its put is reentrant
+        self._room = threading.Semaphore(QUEUE_EVENTS)
+
+    def post(self, event: Event) -> None:
+        self._room.acquire()
+        self._events.put((event, True))
+
+    def post_now(self, event: Event) -> None:
+        self._events.put((event, False))
+
+    def take(self, seconds: float) -> Event | None:
+        """The next event; None if none comes in time."""
+        try:
+            event, took_room = self._events.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if took_room:
+            self._room.release()
+        return event
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What the runner is given instead of reading it: the clock with its jitter, and the disk."""
+
+    moment: Callable[[], Moment]
+    monotonic: Callable[[], float]
+    disk: Disk
+
+
+@dataclass(slots=True)
+class _Fetch:
+    """The one request for the configuration that may be under way."""
+
+    thread: threading.Thread | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
+
+@dataclass(slots=True)
+class Runner:
+    """One run of the agent. `enroll_url` is where the configuration is asked for."""
+
+    home: AgentHome
+    settings: Settings
+    enroll_url: str
+    world: World
+    events: EventQueue = field(default_factory=EventQueue)
+    _connection: Connection | None = None
+    _fetch: _Fetch = field(default_factory=_Fetch)
+    _is_over: bool = False
+    _looked_at: float = 0.0
+
+    def run(self) -> None:
+        """Until StopRequested has been dealt with. Raises: FleetError if the home cannot be used."""
+        check_private(self.home.identity.key)
+        applications = ApplicationServer(self.home, self.events.post)
+        state = initial(self.settings, config_client.known_brokers(self.home), self._load_journal())
+        pending: deque[Event] = deque([Started()])
+        try:
+            applications.start()
+            while not self._is_over:
+                event = pending.popleft() if pending else self._next_event(next_deadline(state))
+                state, effects = step(state, event, self.world.moment())
+                for effect in effects:
+                    follow_up = self._perform(effect, applications)
+                    if follow_up is not None:
+                        pending.append(follow_up)
+                self._check_threads(applications)
+            self._save_journal(state.journal)
+        finally:
+            if self._connection is not None:
+                self._connection.disconnect()
+                self._connection.join(2)
+            applications.close()
+
+    def _next_event(self, deadline: float | None) -> Event:
+        seconds = _LOOK_SECONDS if deadline is None else deadline - self.world.monotonic()
+        return self.events.take(max(0.0, min(seconds, _LOOK_SECONDS))) or Tick()
+
+    def _perform(self, effect: Effect, applications: ApplicationServer) -> Event | None:
+        """Do it; the event that must come before any other, if there is one."""
+        match effect:
+            case FetchConfig():
+                self._start_fetch()
+            case Connect():
+                self._start_connection(effect)
+            case Publish() | Subscribe() | Acknowledge():
+                if self._connection is not None and self._connection.epoch == effect.epoch:
+                    self._connection.perform(effect)
+            case Disconnect(epoch):
+                if self._connection is not None and self._connection.epoch == epoch:
+                    self._connection.disconnect()
+            case SaveJournal(journal):
+                return Journalled(self._save_journal(journal))
+            case Tell(app, line):
+                applications.tell(app, line)
+            case AnnounceReady():
+                print(f"device-agent: ready {self.settings.device}", flush=True)
+            case Log(level, name, fields):
+                shown = " ".join(f"{key}={_shown(value)}" for key, value in fields)
+                _log.log(level, "%s device=%s %s", name, self.settings.device, shown)
+            case Exit():
+                self._is_over = True
+            case _:
+                assert_never(effect)
+        return None
+
+    def _start_connection(self, order: Connect) -> None:
+        if self._connection is not None:
+            self._connection.disconnect()
+        self._connection = Connection(self.home, self.settings.device, order, self.events.post, self.world.monotonic)
+        self._connection.start()
+
+    def _start_fetch(self) -> None:
+        """One at a time: a request that hangs must not gather others behind it."""
+        if self._fetch.is_running:
+            failure = Failure(Cause.TIMED_OUT, https.peer_of(self.enroll_url), "the last request is still under way")
+            self.events.post_now(ConfigFailed(failure))
+            return
+        self._fetch.thread = threading.Thread(target=self._fetch_config, name="config", daemon=True)
+        self._fetch.thread.start()
+
+    def _fetch_config(self) -> None:
+        event: Event = ConfigFailed(Failure(Cause.BAD_ANSWER, https.peer_of(self.enroll_url)))
+        try:
+            event = self._ask_for_brokers()
+        finally:
+            self.events.post(event)
+
+    def _ask_for_brokers(self) -> Event:
+        try:
+            brokers = config_client.fetch_brokers(self.home, self.enroll_url, self.world.monotonic)
+        except https.RequestFailed as error:
+            return ConfigFailed(error.failure)
+        self._remember(brokers)
+        return ConfigFetched(brokers)
+
+    def _remember(self, brokers: tuple[Address, ...]) -> None:
+        if not brokers or brokers == config_client.known_brokers(self.home):
+            return
+        try:
+            config_client.save_brokers(self.world.disk, self.home, brokers)
+        except OSError as error:  # the agent goes on: it asks again at its next start
+            _log.warning("config.not_written reason=%s", error.strerror or error)
+
+    def _check_threads(self, applications: ApplicationServer) -> None:
+        """A thread that died or hangs is noticed here. Raises: FleetError if the agent cannot go on without it."""
+        now = self.world.monotonic()
+        if now - self._looked_at < _LOOK_SECONDS / 2:
+            return
+        self._looked_at = now
+        if not applications.is_alive:
+            raise FleetError("the thread that serves applications has died", hint="report this with the log")
+        connection = self._connection
+        if connection is not None and connection.is_alive and now - connection.last_turn > HANGS_AFTER_SECONDS:
+            failure = Failure(Cause.LOST, "", "the connection's thread hangs")
+            self.events.post_now(Disconnected(connection.epoch, failure))
+
+    @property
+    def _journal_file(self) -> Path:
+        return self.home.path / "commands.json"
+
+    def _save_journal(self, journal: Journal) -> str:
+        """Write it, durably; why not, if it cannot be."""
+        try:
+            replace_file(self.world.disk, self._journal_file, journal.encode())
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
+
+    def _load_journal(self) -> Journal:
+        """What earlier runs remember. A damaged file is kept aside: to lose it must not keep a device offline."""
+        try:
+            return decode_journal(self._journal_file.read_bytes())
+        except FileNotFoundError:
+            return Journal()
+        except OSError as error:
+            raise FleetError(f"{self._journal_file}: {error.strerror or error}") from error
+        except InvalidInput as error:
+            _log.error("journal.damaged reason=%s", printable(error.message))
+            self._journal_file.replace(self._journal_file.with_suffix(".damaged"))
+            return Journal()
+
+
+def _shown(value: object) -> str:
+    """A field of a log line: quoted if it has blanks, control characters escaped."""
+    text = printable(str(value))
+    return f'"{text}"' if " " in text or not text else text
+
+
+def configure_logging(level: int = logging.INFO) -> None:
+    """One line an event on stderr."""
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", force=True)

@@ -1,0 +1,100 @@
+"""`device-agent status`: what the running agent says of itself; else what the disk does."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from device_agent.application import short_path, socket_path
+from device_agent.store import Store
+from fleet import messages
+from fleet.errors import InvalidInput, TimedOut, printable
+from fleet.layout import AgentHome, Credential
+from fleet.messages import format_time, parse_time
+
+_ANSWER_SECONDS: Final = 5.0
+_MAX_ANSWER_BYTES: Final = 262_144
+
+
+def read_status(home: AgentHome, store: Store) -> dict[str, Any]:
+    """The fields of the `status` line, of a running agent or of the files. Raises: NotFound, TimedOut, FleetError."""
+    credential = store.credential()
+    try:
+        return ask_agent(home)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return _status_of(credential)
+    except (OSError, InvalidInput) as error:
+        raise TimedOut(f"the agent does not answer: {error}", hint="restart it: device-agent run") from error
+
+
+def ask_agent(home: AgentHome) -> dict[str, Any]:
+    """The running agent's `status` line. Raises: FileNotFoundError, ConnectionRefusedError, OSError, InvalidInput."""
+    with socket.socket(socket.AF_UNIX) as connection, short_path(socket_path(home)) as name:
+        connection.settimeout(_ANSWER_SECONDS)
+        connection.connect(name)
+        connection.sendall(b'{"type":"status"}\n')
+        with connection.makefile("rb") as lines:
+            while line := lines.readline(_MAX_ANSWER_BYTES):
+                fields = messages.decode_object(line, max_bytes=_MAX_ANSWER_BYTES)
+                if fields.get("type") == "status":
+                    return fields
+    raise ConnectionResetError("it closed the connection")
+
+
+def _status_of(credential: Credential) -> dict[str, Any]:
+    return {
+        "type": "status",
+        "device": str(credential.device),
+        "state": "not-running",
+        "words": "the agent is not running",
+        "hint": "start it: device-agent run",
+        "serial": str(credential.serial),
+        "not_after": format_time(credential.not_after),
+    }
+
+
+def as_json(fields: dict[str, Any]) -> str:
+    return json.dumps({name: value for name, value in fields.items() if name != "type"}, indent=2)
+
+
+def as_table(fields: dict[str, Any], role: str, now: datetime) -> str:
+    """For a person: who, whether connected, and what to do if not."""
+    rows = [
+        ("device", f"{fields['device']} ({role})"),
+        ("state", fields["state"]),
+        ("", fields["words"]),
+        ("do", fields.get("hint")),
+        ("certificate", f"{fields['serial']}, {_expiry(parse_time(fields['not_after']), now)}"),
+        ("applications", _applications(fields)),
+        ("waiting", _waiting(fields)),
+    ]
+    return "\n".join(f"{name:<13}{printable(str(value))}" for name, value in rows if value)
+
+
+def _expiry(not_after: datetime, now: datetime) -> str:
+    left = not_after - now
+    date = f"{not_after:%Y-%m-%d %H:%M} UTC"
+    if left <= timedelta(0):
+        return f"EXPIRED on {date}"
+    amounts: list[tuple[Callable[[timedelta], float], str]] = [
+        (lambda span: span / timedelta(days=1), "days"),
+        (lambda span: span / timedelta(hours=1), "hours"),
+        (lambda span: span / timedelta(minutes=1), "minutes"),
+    ]
+    number, unit = next(((of(left), unit) for of, unit in amounts if of(left) >= 2), (left.total_seconds(), "seconds"))
+    return f"valid until {date} ({number:.0f} {unit} left)"
+
+
+def _applications(fields: dict[str, Any]) -> str:
+    listed = [f"{each['app']} ({', '.join(each['commands'])})" for each in fields.get("applications", [])]
+    return ", ".join(listed) if listed or "applications" not in fields else "none"
+
+
+def _waiting(fields: dict[str, Any]) -> str:
+    if "waiting_messages" not in fields:
+        return ""
+    text = f"{fields['waiting_messages']} messages, {fields['unfinished_commands']} commands"
+    return f"{text}; {fields['dropped_messages']} messages dropped" if fields["dropped_messages"] else text
