@@ -1,0 +1,176 @@
+"""CPU that one enrolment costs the service (cold TLS, durable), and how much of it is TLS.
+
+Two loads against one `enroll serve`, in one run: new connections that ask for /healthz, and new connections that enrol
+a device each with a token of its own. What the service used is what the kernel accounted to its process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import secrets
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from enroll import service
+from enroll.initialise import Plan, initialise
+from enroll.registry import Registry
+from enroll.tokens import TokenOrder
+from fleet import est
+from fleet.config import parse_address
+from fleet.identity import DeviceId, TrustDomain
+from fleet.layout import AdminHome
+
+BAR_MS = 2.5  # DESIGN section 10
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a load cost: CPU of the service, and the time it took."""
+
+    count: int
+    cpu_seconds: float
+    wall_seconds: float
+
+    @property
+    def cpu_ms(self) -> float:
+        return 1000 * self.cpu_seconds / self.count
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure and print; 1 if an enrolment costs more than the bar."""
+    parser = argparse.ArgumentParser(prog="bench enrol", description=__doc__)
+    parser.add_argument("--count", type=int, default=1000, help="enrolments (default: %(default)s)")
+    parser.add_argument("--parallel", type=int, default=4, help="connections at a time (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        home = new_home(Path(folder) / "fleet")
+        requests = list(enrolments_of(home, options.count + 100))
+        with running_service(home) as (process, port):
+            send = Sender(client_context(home), port, options.parallel)
+            send.all([HEALTH] * 100 + requests[:100])  # warm: imports, statement caches, the allocator
+            handshakes = measured(process, lambda: send.all([HEALTH] * options.count), options.count)
+            enrolments = measured(process, lambda: send.all(requests[100:]), options.count)
+    return report(handshakes, enrolments)
+
+
+def report(handshakes: Load, enrolments: Load) -> int:
+    """Print both loads and the share of TLS."""
+    rest = enrolments.cpu_ms - handshakes.cpu_ms
+    print(f"{'':32}{'CPU ms each':>12}{'per second':>12}")
+    for name, load in (("TLS 1.3 handshake + GET /healthz", handshakes), ("cold enrolment, durable", enrolments)):
+        print(f"{name:32}{load.cpu_ms:12.2f}{load.count / load.wall_seconds:12.0f}")
+    print(f"{'  of that TLS and HTTP':32}{handshakes.cpu_ms:12.2f}{handshakes.cpu_ms / enrolments.cpu_ms:12.0%}")
+    print(f"{'  of that CSR, registry, CA':32}{rest:12.2f}{rest / enrolments.cpu_ms:12.0%}")
+    verdict = "met" if enrolments.cpu_ms <= BAR_MS else "MISSED"
+    print(f"bar: <= {BAR_MS} ms CPU for an enrolment: {verdict}  ({enrolments.count}, on {psutil.cpu_count()} CPUs)")
+    return 0 if enrolments.cpu_ms <= BAR_MS else 1
+
+
+def new_home(path: Path) -> AdminHome:
+    """A fleet of its own."""
+    home = AdminHome(path)
+    plan = Plan(
+        TrustDomain("bench.example"),
+        ("localhost", "127.0.0.1"),
+        "http://localhost:8080/crl",
+        b"only for this run",
+        parse_address("127.0.0.1:0"),
+        parse_address("127.0.0.1:0"),
+    )
+    initialise(home, plan, now=datetime.now(UTC), token_bytes=secrets.token_bytes)
+    return home
+
+
+def enrolments_of(home: AdminHome, count: int) -> Iterator[bytes]:
+    """The bytes of `count` enrolments: each a device of its own, its key, its token."""
+    with Registry.open(home.registry) as registry:
+        for number in range(count):
+            device = DeviceId(f"bench-{number}")
+            invitation = service.invite(
+                registry, TokenOrder(device), by="bench", now=datetime.now(UTC), token_bytes=secrets.token_bytes
+            )
+            body = est.encode_body(est.build_csr(ec.generate_private_key(ec.SECP256R1()), device))
+            credentials = base64.b64encode(f"bench:{invitation.token}".encode()).decode()
+            head = (
+                f"POST {est.SIMPLE_ENROLL} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                f"Authorization: Basic {credentials}\r\n"
+                f"Content-Type: {est.PKCS10}\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
+            yield head.encode() + body
+
+
+HEALTH = f"GET {est.HEALTH} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+
+
+@contextmanager
+def running_service(home: AdminHome) -> Iterator[tuple[psutil.Process, int]]:
+    """`enroll serve` as a process of its own, ready, and its port."""
+    program = Path(sys.executable).with_name("enroll")
+    command = [str(program), "--home", str(home.path), "serve", "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        ready = process.stdout.readline().split()
+        try:
+            if ready[:2] != ["enroll:", "ready"]:
+                raise RuntimeError("enroll serve did not come up")
+            yield psutil.Process(process.pid), urlsplit(ready[2]).port or 0
+        finally:
+            process.terminate()
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Sends requests, each over a connection of its own, some at a time."""
+
+    context: ssl.SSLContext
+    port: int
+    parallel: int
+
+    def all(self, requests: Sequence[bytes]) -> None:
+        """Send all; every answer has to be 200."""
+        with ThreadPoolExecutor(self.parallel) as pool:
+            for answer in pool.map(self._one, requests):
+                if not answer.startswith(b"HTTP/1.1 200"):
+                    raise RuntimeError(f"the service answered {answer[:200]!r}")
+
+    def _one(self, request: bytes) -> bytes:
+        with (
+            socket.create_connection(("127.0.0.1", self.port)) as connection,
+            self.context.wrap_socket(connection, server_hostname="localhost") as tls,
+        ):
+            tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tls.sendall(request)
+            answer = b""
+            while chunk := tls.recv(16_384):
+                answer += chunk
+            return answer
+
+
+def client_context(home: AdminHome) -> ssl.SSLContext:
+    """TLS that trusts the fleet's root alone."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(home.root.certificate)
+    return context
+
+
+def measured(process: psutil.Process, load: Callable[[], None], count: int) -> Load:
+    """Run a load; what it cost the process."""
+    before, began = process.cpu_times(), time.perf_counter()
+    load()
+    after, ended = process.cpu_times(), time.perf_counter()
+    return Load(count, after.user + after.system - before.user - before.system, ended - began)
