@@ -12,7 +12,6 @@ import ipaddress
 import os
 import re
 import shutil
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,13 +23,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from enroll import audit, authority, keys
 from enroll.authority import Authority, NewAuthority, TokenBytes
+from enroll.home import check_private
 from enroll.issuer import Issuer, Names, client_names, server_names
 from enroll.registry import Registry, Transaction, feed, identity
 from enroll.registry.records import CertificateRecord, PrincipalRecord
 from enroll.service.certification import Order, certify
 from fleet import config, pki
 from fleet.config import Address
-from fleet.errors import Denied, FleetError, InvalidInput
+from fleet.errors import FleetError, InvalidInput
 from fleet.identity import DISPATCH, DeviceId, Principal, Role, Server, State, TrustDomain
 from fleet.layout import AdminHome, CaFiles, Credential, IdentityFiles
 
@@ -116,13 +116,6 @@ def _check_free(path: Path) -> None:
     if any(path.iterdir()):
         raise FleetError(f"{path} is not empty", hint="name an empty or a new directory: --home DIR")
     check_private(path)
-
-
-def check_private(path: Path) -> None:
-    """Raises: Denied unless only its owner can enter the home."""
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise Denied(f"{path} can be entered by others (mode {mode:04o})", hint=f"run: chmod 700 {path}")
 
 
 @contextmanager

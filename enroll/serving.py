@@ -13,7 +13,7 @@ from enroll.authority import TokenBytes
 from enroll.commits import Commits
 from enroll.directory import DirectoryFeed
 from enroll.est_app import EstApp
-from enroll.initialise import check_private
+from enroll.home import check_private
 from enroll.registry import Registry
 from enroll.server import EnrollServer, Limits
 from enroll.service import Enrolment

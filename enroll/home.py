@@ -1,0 +1,41 @@
+"""A fleet's home as it must be before anything uses it: there, of this fleet, and closed to others."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from fleet import config
+from fleet.config import FleetConfig
+from fleet.errors import Denied, FleetError, NotFound
+from fleet.layout import AdminHome
+
+
+def open_home(path: Path) -> AdminHome:
+    """The initialised home at `path`. Raises: NotFound, Denied (others can enter it, or we cannot)."""
+    home = AdminHome(path)
+    try:
+        is_there = home.config.is_file()
+    except OSError as error:
+        raise Denied(f"{path} cannot be entered", hint="run this as the owner of the fleet's home") from error
+    if not is_there:
+        raise NotFound(
+            f"there is no fleet at {path}", hint=f"enroll init --home {path} makes one; --home DIR names another"
+        )
+    check_private(path)
+    return home
+
+
+def check_private(path: Path) -> None:
+    """Raises: Denied unless only its owner can enter the home."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise Denied(f"{path} can be entered by others (mode {mode:04o})", hint=f"run: chmod 700 {path}")
+
+
+def read_config(home: AdminHome) -> FleetConfig:
+    """What `fleet.toml` says. Raises: InvalidInput that names every problem, FleetError."""
+    try:
+        return config.load(home.config.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise FleetError(f"{home.config} cannot be read: {error}", hint="restore it from a backup") from error
