@@ -88,8 +88,9 @@ class Journal:
         return Journal(_without_large_outputs(_forget_oldest(entries)))
 
     def encode(self) -> bytes:
-        """As a file."""
-        return json.dumps({"v": 1, "commands": [_encode(entry) for entry in self.entries]}).encode() + b"\n"
+        """As a file: one object a line, so that an output is nested no deeper than in the line it came in."""
+        lines = [{"v": 1}, *(_encode(entry) for entry in self.entries)]
+        return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
 def _forget_oldest(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
@@ -123,8 +124,10 @@ def _encode(entry: Entry) -> JsonObject:
 def decode_journal(data: bytes) -> Journal:
     """The inverse of `Journal.encode`, where what was not final has failed. Raises: InvalidInput."""
     try:
-        listed = messages.decode_object(data, max_bytes=MAX_FILE_BYTES)["commands"]
-        return Journal(tuple(_decode(fields) for fields in listed)[-REMEMBERED:])
+        header, *lines = [messages.decode_object(line, max_bytes=MAX_FILE_BYTES) for line in data.splitlines()]
+        if header != {"v": 1}:
+            raise ValueError("it is of another version")
+        return Journal(tuple(map(_decode, lines))[-REMEMBERED:])
     except (KeyError, TypeError, ValueError, AttributeError, InvalidInput) as error:
         raise InvalidInput(f"the list of commands is damaged: {error}") from error
 
