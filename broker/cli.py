@@ -1,0 +1,258 @@
+"""The command line `broker`: reads clock, environment and entropy, puts the parts together, and says what happens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import stat
+import sys
+from collections.abc import Coroutine
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from random import SystemRandom
+from typing import Annotated, Any, assert_never
+
+import typer
+import uvloop
+
+from broker import directory
+from broker.directory import Directory, Journal
+from broker.engine import Client, Connected, Denied, Disconnected, Engine, Event, Listener, Refused, Rules
+from broker.engines.amqtt.engine import AmqttEngine
+from broker.feed import Feed
+from broker.membership import Membership
+from broker.trust import load_client_trust, load_trust
+from fleet import config
+from fleet.config import Address, FleetConfig
+from fleet.errors import Denied as DeniedError
+from fleet.errors import FleetError, NotFound, printable, report
+from fleet.identity import Server
+from fleet.layout import AdminHome, RunFile
+
+_log = logging.getLogger("broker")
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+_Home = Annotated[Path | None, typer.Option("--home", help="The fleet's home (or FLEET_HOME).", show_default=False)]
+
+
+@app.callback()
+def _root(context: typer.Context, home: _Home = None) -> None:
+    """The MQTT broker of a fleet: mutual TLS and nothing else, every topic decided from the certificate."""
+    context.obj = home
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    home: _Home = None,
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT; port 0 takes any free one. Otherwise as fleet.toml says.")
+    ] = "",
+    public_url: Annotated[str, typer.Option(help="The address to tell devices, as mqtts://HOST:PORT.")] = "",
+) -> None:
+    """Accept devices, until SIGTERM."""
+    before_verb: Path | None = context.obj
+    admin_home = _open_home(home or before_verb or _default_home())
+    settings = _read_config(admin_home)
+    address = config.parse_address(listen) if listen else settings.broker_listen
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
+    )
+    for noisy in ("amqtt", "transitions"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    uvloop.run(_serve(admin_home, settings, address, public_url))
+
+
+def main() -> int:
+    """Run the command line; its exit status."""
+    try:
+        app()
+    except FleetError as error:
+        print(report(error), file=sys.stderr)
+        return error.exit_code
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    return 0
+
+
+def _default_home() -> Path:
+    if named := os.environ.get("FLEET_HOME"):
+        return Path(named)
+    shared = Path("/var/lib/mqtt-fleet")
+    if os.access(shared, os.W_OK):
+        return shared
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "mqtt-fleet"
+
+
+def _open_home(path: Path) -> AdminHome:
+    home = AdminHome(path)
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        is_there = home.config.exists()
+    except FileNotFoundError:
+        is_there, mode = False, 0
+    except OSError as error:
+        raise DeniedError(f"{path} cannot be entered: {error.strerror}", hint="run this as its owner") from error
+    if not is_there:
+        raise NotFound(f"there is no fleet at {path}", hint=f"enroll init --home {path}, or name another: --home DIR")
+    if mode & 0o077:
+        raise DeniedError(f"{path} can be entered by others (mode {mode:04o})", hint=f"chmod 700 {path}")
+    return home
+
+
+def _read_config(home: AdminHome) -> FleetConfig:
+    try:
+        return config.load(home.config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FleetError(f"{home.config} cannot be read: {error}", hint="restore it from a backup") from error
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def _serve(home: AdminHome, settings: FleetConfig, address: Address, public_url: str) -> None:
+    """Serve until a signal. Raises: FleetError."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    broker = _Broker(home, settings, directory.load(home.broker_directory))
+    running = [loop.create_task(broker.feed.run()), loop.create_task(broker.membership.keep())]
+    signalled = loop.create_task(stopping.wait())
+    try:
+        if await _unless(signalled, broker.start(address)):
+            _announce(home, settings, broker.address, public_url)
+            loop.add_signal_handler(signal.SIGHUP, broker.reload_soon)
+            await asyncio.wait([signalled, *running], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await broker.stop()
+        await _end(signalled, *running)
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and wait for them. Raises: what one of them had died of."""
+    for task in tasks:
+        task.cancel()
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            raise outcome
+
+
+async def _unless(signalled: asyncio.Task[Any], work: Coroutine[Any, Any, None]) -> bool:
+    """Whether `work` was done before a signal came. Raises: what it raises."""
+    task = asyncio.ensure_future(work)
+    await asyncio.wait([task, signalled], return_when=asyncio.FIRST_COMPLETED)
+    if not task.done():
+        await _end(task)
+        return False
+    task.result()
+    return True
+
+
+class _Broker:
+    """The parts of one running broker."""
+
+    def __init__(self, home: AdminHome, settings: FleetConfig, known: Directory) -> None:
+        self._home = home
+        self._settings = settings
+        self.trust = load_trust(home.broker_trust, home.broker_server, _now())
+        to_service = load_client_trust(home.broker_trust, home.broker_client, Server.ENROLL, _now())
+        self.membership = Membership(known, Journal(home.broker_directory))
+        self.feed = Feed(
+            home.run_file(Server.ENROLL), to_service, self.membership, lambda: known.position, SystemRandom()
+        )
+        self.engine: Engine = AmqttEngine(_now)
+        self.address = Address("", 0)
+        self._reloading: asyncio.Task[None] | None = None
+
+    async def start(self, address: Address) -> None:
+        """Accept connections, as soon as it is known whose; prove it with one of our own. Raises: FleetError."""
+        if self.membership.directory.position is None:
+            print("broker: waiting for the enrollment service: who may connect is not known yet", file=sys.stderr)
+            await self.membership.wait_for_snapshot()
+        rules = Rules(self._settings.policy, self.membership.directory, self.feed.look_up)
+        self.address = await self.engine.start(Listener(address), self.trust, rules, _tell)
+        self.membership.on_change = self.engine.apply
+        await self._prove()
+
+    async def _prove(self) -> None:
+        canary = load_client_trust(
+            self._home.broker_trust, self._home.broker_client, Server.BROKER, _now(), checks_host=False
+        )
+        await self.engine.wait_ready(canary)
+
+    def reload_soon(self) -> None:
+        """For SIGHUP."""
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.create_task(self._reload())
+
+    async def _reload(self) -> None:
+        """Take new certificates from the home; the old ones stay in use where the new are not good."""
+        try:
+            trust = load_trust(self._home.broker_trust, self._home.broker_server, _now())
+            await self.engine.replace_trust(trust)
+            await self._prove()
+        except FleetError as error:
+            _log.error("trust.not_replaced reason=%r", printable(error.message))
+            await self.engine.replace_trust(self.trust)
+        else:
+            self.trust = trust
+            _log.info("trust.replaced")
+
+    async def stop(self) -> None:
+        """End every connection; what is known is on disk."""
+        if self._reloading is not None:
+            await _end(self._reloading)
+        await self.engine.stop()
+        with suppress(OSError):  # said by `keep` already
+            await self.membership.save()
+
+
+def _announce(home: AdminHome, settings: FleetConfig, address: Address, public_url: str) -> None:
+    """Say how the broker is reached: to the fleet in the run file, to whoever started it on stdout."""
+    url = public_url or f"mqtts://{Address(settings.hosts[0], address.port)}"
+    path = home.run_file(Server.BROKER)
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        partial.write_bytes(RunFile(url).encode())
+        partial.replace(path)
+    except OSError as error:
+        raise FleetError(
+            f"cannot write {path}: {error.strerror}", hint="free space, or mend its permissions"
+        ) from error
+    print(f"broker: ready mqtts://{address}", flush=True)
+
+
+def _tell(event: Event) -> None:
+    """One line for each connection, refusal, disconnect and denial."""
+    match event:
+        case Connected(client, session_present):
+            _line("connection.accepted", **_who(client), session_present=session_present)
+        case Refused(peer, reason, name, detail):
+            _line("connection.refused", reason=reason.value, peer=peer, name=name, detail=detail)
+        case Disconnected(client, reason, detail):
+            _line("connection.ended", **_who(client), reason=reason.value, detail=detail)
+        case Denied(client, action, topic, count):
+            if count & (count - 1) == 0:  # the first, second, fourth, eighth: a flood must not fill the log
+                _line("action.denied", **_who(client), action=action.value, topic=topic, count=count)
+        case _:
+            assert_never(event)
+
+
+def _who(client: Client) -> dict[str, object]:
+    return {
+        "client": client.client_id,
+        "principal": str(client.principal),
+        "serial": client.serial,
+        "peer": client.peer,
+    }
+
+
+def _line(event: str, **fields: object) -> None:
+    _log.info("%s %s", event, " ".join(f"{name}={printable(str(v))}" for name, v in fields.items() if v != ""))

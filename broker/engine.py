@@ -1,0 +1,195 @@
+"""What every engine does, whatever moves the packets: `broker.cli` drives it, one contract suite tests it.
+
+An engine interprets or compiles the rules of `fleet.policy`; one that cannot express a rule refuses to start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+from broker.directory import Change, Directory
+from broker.trust import ClientTrust, Trust
+from fleet.config import Address
+from fleet.identity import Principal, Serial
+from fleet.policy import Action, Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client, and all together, may take of the broker."""
+
+    handshake_seconds: float = 10.0
+    connect_seconds: float = 10.0
+    packet_seconds: float = 60.0  # from the first byte of a packet to its last
+    max_connections: int = 20_000
+    sessions_per_principal: int = 8  # DESIGN section 6; a device has one client id, and so one
+    max_packet_bytes: int = 262_144
+    max_topic_bytes: int = 1024
+    max_topic_levels: int = 32
+    subscriptions_per_session: int = 100
+    inflight_per_session: int = 100
+    queued_messages_per_session: int = 1000
+    queued_bytes_per_session: int = 1_048_576
+    retained_per_principal: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Where clients connect (port 0: any free one), and what they may take."""
+
+    address: Address
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """One live connection that was let in."""
+
+    client_id: str
+    principal: Principal
+    serial: Serial
+    peer: str
+
+
+class Reason(StrEnum):
+    """Why a connection was refused or ended."""
+
+    HANDSHAKE = "handshake"
+    TOO_SLOW = "too-slow"
+    TOO_MANY_CONNECTIONS = "too-many-connections"
+    RESUMED = "resumed-tls-session"
+    WRONG_ISSUER = "wrong-issuer"
+    BAD_NAME = "bad-common-name"
+    NOT_ADMITTED = "not-in-directory"
+    FOREIGN_CLIENT_ID = "foreign-client-id"
+    NO_CLIENT_ID = "no-client-id"
+    WILL_DENIED = "will-denied"
+    WRONG_VERSION = "wrong-protocol-version"
+    PROTOCOL = "protocol-violation"
+    PUBLISH_DENIED = "publish-denied"
+    DISCONNECTED = "disconnected"
+    LOST = "connection-lost"
+    KEEPALIVE = "keepalive"
+    TAKEN_OVER = "taken-over"
+    EXPIRED = "certificate-expired"
+    NOT_READING = "not-reading"
+    STOPPED = "broker-stopped"
+    REVOKED = "revoked"
+    SUSPENDED = "suspended"
+    REMOVED = "removed"
+    SUPERSEDED = "superseded"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A client was let in."""
+
+    client: Client
+    session_present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A connection ended before its client was let in. `name` is the certificate's common name, where one was shown."""
+
+    peer: str
+    reason: Reason
+    name: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """A client that was let in is gone."""
+
+    client: Client
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """A client tried what the rules do not allow; `count` is how often it has in this connection."""
+
+    client: Client
+    action: Action
+    topic: str
+    count: int = 1
+
+
+Event = Connected | Refused | Disconnected | Denied
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters since the start, and gauges."""
+
+    connections: int = 0
+    sessions: int = 0
+    subscriptions: int = 0
+    retained: int = 0
+    messages_received: int = 0
+    messages_sent: int = 0
+    messages_dropped: int = 0
+    denied: int = 0
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do beyond the least."""
+
+    cuts_by_serial: bool
+    sessions_outlive_restart: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """By what an engine decides: who may connect, and then what.
+
+    `look_up` asks the service for a serial that the directory does not list, and puts what it finds into `directory`.
+    """
+
+    policy: Policy
+    directory: Directory
+    look_up: Callable[[Serial], Awaitable[None]]
+
+
+class Engine(Protocol):
+    """One broker. Methods are called from its event loop."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    async def start(self, listener: Listener, trust: Trust, rules: Rules, observe: Callable[[Event], None]) -> Address:
+        """Accept connections; the address with its real port. Raises: FleetError."""
+
+    async def wait_ready(self, canary: ClientTrust) -> None:
+        """Return once a client with a certificate of ours got in by mutual TLS and CONNECT. Raises: FleetError."""
+
+    async def stop(self) -> None:
+        """End every connection and accept no more."""
+
+    async def replace_trust(self, trust: Trust) -> None:
+        """Take `trust`, verified already, for every connection from now on; live ones go on."""
+
+    def apply(self, change: Change) -> None:
+        """Follow a change of the directory: cut whom it no longer admits, fire no will, say that it is offline."""
+
+    async def disconnect(self, target: Principal | Serial, reason: Reason) -> int:
+        """End every connection of a principal or a serial; how many there were. Again is no error."""
+
+    def clients(self) -> tuple[Client, ...]:
+        """Who is connected."""
+
+    def stats(self) -> Stats:
+        """The counters now."""
+
+
+Clock = Callable[[], datetime]
+"""The time, in UTC."""

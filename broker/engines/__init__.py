@@ -1,0 +1,1 @@
+"""The programs that move MQTT packets, each behind `broker.engine.Engine`."""

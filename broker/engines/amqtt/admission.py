@@ -1,0 +1,64 @@
+"""Whether a CONNECT is let in, and as which client id: a pure decision, before any state of that id is touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from broker.engine import Reason
+from broker.engines.amqtt.identity import PeerIdentity
+from broker.engines.amqtt.packets import Connect
+from fleet.directory import Entry
+from fleet.identity import DeviceId, Role
+from fleet.policy import Action, Grants, Policy
+
+# 3.2.2.3: return codes of CONNACK.
+ACCEPTED: Final = 0
+WRONG_LEVEL: Final = 1
+ID_REJECTED: Final = 2
+UNAVAILABLE: Final = 3
+NOT_AUTHORIZED: Final = 5
+
+_MAX_CLIENT_ID_CHARS: Final = 128
+_WITH_SEVERAL_CONNECTIONS: Final = frozenset({Role.OPERATOR, Role.SERVICE})
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Let in."""
+
+    client_id: str
+    entry: Entry
+    grants: Grants
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Answered with a return code, then closed."""
+
+    return_code: int
+    reason: Reason
+    detail: str = ""
+
+
+def decide(connect: Connect, peer: PeerIdentity, entry: Entry | None, policy: Policy) -> Admitted | Rejected:
+    """Decide with the directory's `entry` of the certificate's common name as it is now."""
+    if entry is None or entry.principal.id != peer.device or not entry.admits(peer.serial):
+        return Rejected(NOT_AUTHORIZED, Reason.NOT_ADMITTED, f"serial {peer.serial}")
+    if not connect.client_id and not connect.clean_session:
+        return Rejected(ID_REJECTED, Reason.NO_CLIENT_ID)  # MQTT-3.1.3-8
+    client_id = connect.client_id or peer.device
+    if not _is_own(client_id, peer.device, entry.principal.role):
+        return Rejected(NOT_AUTHORIZED, Reason.FOREIGN_CLIENT_ID, client_id[:_MAX_CLIENT_ID_CHARS])
+    grants = policy.grants(entry.principal)
+    if connect.will is not None and not grants.decide(Action.PUBLISH, connect.will.topic).allowed:
+        return Rejected(NOT_AUTHORIZED, Reason.WILL_DENIED, connect.will.topic)
+    return Admitted(client_id, entry, grants)
+
+
+def _is_own(client_id: str, device: DeviceId, role: Role) -> bool:
+    """The common name, or for those with several connections the common name and a suffix."""
+    if client_id == device:
+        return True
+    has_suffix = client_id.startswith(f"{device}:") and len(device) + 1 < len(client_id) <= _MAX_CLIENT_ID_CHARS
+    return has_suffix and role in _WITH_SEVERAL_CONNECTIONS

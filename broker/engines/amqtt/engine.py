@@ -1,0 +1,133 @@
+"""The amqtt engine: `broker.engine.Engine` on amqtt's broker, with a listener, parser and routing of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from broker.directory import Change
+from broker.engine import Capabilities, Client, Clock, Event, Listener, Reason, Rules, Stats
+from broker.engines.amqtt import packets
+from broker.engines.amqtt.embedding import FleetBroker
+from broker.engines.amqtt.hub import Hub
+from broker.engines.amqtt.listener import Door
+from broker.trust import ClientTrust, Trust
+from fleet.config import Address
+from fleet.errors import FleetError, Unreachable
+from fleet.identity import Principal, Serial
+
+_READY_SECONDS: Final = 10.0
+
+
+class AmqttEngine:
+    """Embedded in this process, on its event loop."""
+
+    capabilities: Final = Capabilities(cuts_by_serial=True, sessions_outlive_restart=False)
+
+    def __init__(self, now: Clock) -> None:
+        self._now = now
+        self._hub: Hub | None = None
+        self._door: Door | None = None
+        self._broker: FleetBroker | None = None
+        self._address: Address | None = None
+
+    async def start(self, listener: Listener, trust: Trust, rules: Rules, observe: Callable[[Event], None]) -> Address:
+        """See `Engine.start`."""
+        bound = _bind(listener.address)
+        host, port, *_ = bound.getsockname()
+        self._address = Address(host, port)
+        self._hub = Hub(rules, listener.limits, self._now, observe)
+        self._door = Door(self._hub, trust, asyncio.get_running_loop())
+        self._broker = FleetBroker(self._hub, self._door, bound)
+        await self._broker.start()
+        return self._address
+
+    async def wait_ready(self, canary: ClientTrust) -> None:
+        """See `Engine.wait_ready`."""
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                await self._connect_as(canary)
+        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            raise Unreachable(
+                f"the broker cannot be reached by a client of its own: {error}",
+                hint="broker/server, broker/client and broker/trust.pem in HOME must be of one fleet",
+            ) from error
+
+    async def _connect_as(self, canary: ClientTrust) -> None:
+        assert self._address is not None
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._address.host, self._address.host)  # noqa: S104
+        reader, writer = await asyncio.open_connection(host, self._address.port, ssl=canary.context)
+        try:
+            writer.write(_connect_frame(canary.name))
+            answer = await reader.readexactly(4)
+            if answer != packets.connack(0):
+                raise FleetError(
+                    f"the broker does not admit its own client {canary.name}: return code {answer[3]}",
+                    hint="enroll device show broker; a revoked broker is enrolled again",
+                )
+            writer.write(b"\xe0\x00")
+            await writer.drain()
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+    async def stop(self) -> None:
+        """See `Engine.stop`."""
+        if self._broker is None or self._hub is None or self._door is None:
+            return
+        broker, self._broker = self._broker, None
+        self._hub.leave_all(Reason.STOPPED)
+        for connection in tuple(self._door.open):
+            connection.end(Reason.STOPPED)
+        await broker.shutdown()
+
+    async def replace_trust(self, trust: Trust) -> None:
+        """See `Engine.replace_trust`: TLS is ours, so the next connection simply takes the new context."""
+        assert self._door is not None
+        self._door.trust = trust
+
+    def apply(self, change: Change) -> None:
+        """See `Engine.apply`."""
+        assert self._hub is not None
+        self._hub.apply(change)
+
+    async def disconnect(self, target: Principal | Serial, reason: Reason) -> int:
+        """See `Engine.disconnect`."""
+        assert self._hub is not None
+        return self._hub.disconnect(target, reason)
+
+    def clients(self) -> tuple[Client, ...]:
+        """See `Engine.clients`."""
+        return tuple(client for _, client in self._hub.live()) if self._hub is not None else ()
+
+    def stats(self) -> Stats:
+        """See `Engine.stats`."""
+        assert self._hub is not None
+        return self._hub.stats()
+
+
+def _connect_frame(name: str) -> bytes:
+    body = b"\x00\x04MQTT\x04\x02\x00\x0a" + len(name).to_bytes(2, "big") + name.encode()
+    return b"\x10" + packets.encode_length(len(body)) + body
+
+
+def _bind(address: Address) -> socket.socket:
+    """A socket bound to `address`, not yet listening. Raises: FleetError."""
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, where = found[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise FleetError(f"cannot listen on {address}: {error.strerror}", hint="--listen HOST:PORT") from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(where)
+    except OSError as error:
+        bound.close()
+        raise FleetError(
+            f"cannot listen on {address}: {error.strerror}",
+            hint="stop what listens there, or choose another port: --listen HOST:PORT",
+        ) from error
+    return bound

@@ -1,0 +1,335 @@
+"""The broker itself: sessions, routes, retained messages, and what each packet does to them. No IO, no waiting.
+
+Every method runs to its end before another packet or directory change is looked at, so whoever was found admitted is
+still admitted when it is registered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from broker.directory import Change
+from broker.engine import (
+    Client,
+    Clock,
+    Connected,
+    Denied,
+    Disconnected,
+    Event,
+    Limits,
+    Reason,
+    Refused,
+    Rules,
+    Stats,
+)
+from broker.engines.amqtt import admission, packets
+from broker.engines.amqtt.admission import Admitted, Rejected
+from broker.engines.amqtt.identity import PeerIdentity
+from broker.engines.amqtt.packets import (
+    Connect,
+    Disconnect,
+    Packet,
+    Pingreq,
+    ProtocolViolation,
+    Puback,
+    Pubcomp,
+    Publish,
+    Pubrec,
+    Pubrel,
+    Subscribe,
+    Unsubscribe,
+)
+from broker.engines.amqtt.routing import Retained, Subscriptions
+from broker.engines.amqtt.session import FleetSession, Link
+from fleet.identity import DeviceId, Principal, Role, Serial, State
+from fleet.messages import Envelope, Presence, StatusMessage
+from fleet.policy import Action
+from fleet.topics import Status
+
+_MAX_GRANTED_TOPICS: Final = 256
+_SUBSCRIPTION_FAILED: Final = 0x80
+_BY_STATE: Final = {
+    State.REVOKED: Reason.REVOKED,
+    State.SUSPENDED: Reason.SUSPENDED,
+    State.REMOVED: Reason.REMOVED,
+    State.ACTIVE: Reason.SUPERSEDED,
+}
+
+
+class Hub:
+    """All sessions of one broker."""
+
+    def __init__(self, rules: Rules, limits: Limits, now: Clock, observe: Callable[[Event], None]) -> None:
+        self.rules = rules
+        self.limits = limits
+        self.now = now
+        self.observe = observe
+        self.sessions: dict[str, FleetSession] = {}
+        self.retained = Retained(limits.retained_per_principal)
+        self.subscriptions: Subscriptions[FleetSession] = Subscriptions()
+        self._of_owner: dict[DeviceId, list[FleetSession]] = {}
+        self._stats = Stats()
+
+    def stats(self) -> Stats:
+        """The counters now."""
+        found = self._stats
+        found.connections = sum(1 for _ in self.live())
+        found.sessions = len(self.sessions)
+        found.subscriptions = self.subscriptions.count
+        found.retained = len(self.retained)
+        return found
+
+    def live(self) -> Iterable[tuple[FleetSession, Client]]:
+        """Every session with a connection."""
+        return ((s, s.client) for s in list(self.sessions.values()) if s.client is not None)
+
+    # Coming and going
+
+    def refused(self, event: Refused) -> None:
+        """Count and tell a connection that was not let in."""
+        self._stats.refused += 1
+        self.observe(event)
+
+    def decide(self, connect: Connect, peer: PeerIdentity) -> Admitted | Rejected:
+        """Whether a CONNECT is let in now; changes nothing."""
+        decision = admission.decide(connect, peer, self.rules.directory.entry(peer.device), self.rules.policy)
+        if isinstance(decision, Admitted) and self._others(peer.device, decision.client_id) >= (
+            self.limits.sessions_per_principal
+        ):
+            return Rejected(admission.UNAVAILABLE, Reason.TOO_MANY_CONNECTIONS)
+        return decision
+
+    def _others(self, owner: DeviceId, client_id: str) -> int:
+        return sum(s.link is not None and s.client_id != client_id for s in self._of_owner.get(owner, ()))
+
+    def register(
+        self, connect: Connect, decision: Admitted, serial: Serial, peer_address: str, link: Link
+    ) -> FleetSession:
+        """Make the session of a CONNECT that was just decided, in the place of the one that had its client id."""
+        old = self.sessions.get(decision.client_id)
+        if old is not None:
+            self.leave(old, Reason.TAKEN_OVER)  # its will goes out before the new client can say anything
+        session = FleetSession(connect, decision.client_id, decision.entry, self.limits)
+        session.grants = decision.grants
+        is_present = self._succeed(session, self.sessions.get(decision.client_id))
+        self._add(session)
+        session.client = Client(decision.client_id, decision.entry.principal, serial, peer_address)
+        session.link = link
+        session.transitions.connect()
+        link.send(packets.connack(admission.ACCEPTED, session_present=is_present))
+        self.observe(Connected(session.client, is_present))
+        session.send_again()
+        return session
+
+    def _succeed(self, session: FleetSession, old: FleetSession | None) -> bool:
+        """Hand over what is kept of a session that was there; whether there was any (3.2.2.2)."""
+        if old is None:
+            return False
+        is_kept = not session.clean_session and old.epoch == session.epoch and old.owner == session.owner
+        if is_kept:
+            session.take_over(old)
+        self._forget(old)
+        for topic_filter, qos in list(session.filters.items()):
+            # Decided again: the rules may have changed since.
+            if session.grants.decide(Action.SUBSCRIBE, topic_filter).allowed:
+                self.subscriptions.add(topic_filter, session, qos)
+            else:
+                del session.filters[topic_filter]
+        return is_kept
+
+    def _add(self, session: FleetSession) -> None:
+        self.sessions[session.client_id] = session
+        owned = self._of_owner.setdefault(session.owner, [])
+        owned.append(session)
+        absent = [s for s in owned if s.client is None and s is not session]
+        for surplus in absent[: max(0, len(owned) - self.limits.sessions_per_principal)]:
+            self._forget(surplus)
+
+    def _forget(self, session: FleetSession) -> None:
+        """Drop a session and all that it holds."""
+        if self.sessions.get(session.client_id) is session:
+            del self.sessions[session.client_id]
+        owned = self._of_owner.get(session.owner, [])
+        if session in owned:
+            owned.remove(session)
+            if not owned:
+                del self._of_owner[session.owner]
+        for topic_filter in session.filters:
+            self.subscriptions.remove(topic_filter, session)
+        session.purge()
+
+    def leave(self, session: FleetSession, reason: Reason, detail: str = "", *, fires_will: bool = True) -> None:
+        """End the session's connection, if it has one; publish its will, forget it if it was clean (3.1.2.4, .5)."""
+        link, client, will = session.link, session.client, session.will
+        session.link = session.client = session.will = None
+        if link is None or client is None:
+            return
+        session.transitions.disconnect()
+        self._stats.messages_dropped += session.dropped
+        session.dropped = 0
+        if session.clean_session:
+            self._forget(session)
+        link.end(reason)
+        self.observe(Disconnected(client, reason, detail))
+        if will is not None and fires_will and session.grants.decide(Action.PUBLISH, will.topic).allowed:
+            self.route(Publish.of(will.topic, will.payload, will.qos, retain=will.retain), session.owner)
+
+    def leave_all(self, reason: Reason) -> None:
+        """End every connection; no will is fired, for nobody is there to read it."""
+        for session, _ in self.live():
+            self.leave(session, reason, fires_will=False)
+
+    def disconnect(self, target: Principal | Serial, reason: Reason) -> int:
+        """End the connections of a principal or a serial; how many there were."""
+        found = [s for s, client in self.live() if target in (client.principal, client.serial)]
+        for session in found:
+            self.leave(session, reason)
+        return len(found)
+
+    def apply(self, change: Change) -> None:
+        """Cut whom the directory no longer admits. Nobody who was cut leaves a will behind, or anything that waits."""
+        entry = change.after
+        cut = [s for s in self._of_owner.get(change.principal.id, ()) if not _is_still_admitted(s, change)]
+        reason = _BY_STATE[entry.state] if entry is not None else Reason.REMOVED
+        if reason is Reason.SUPERSEDED and entry is not None and not entry.serials:
+            reason = Reason.REVOKED
+        for session in cut:
+            self.leave(session, reason, fires_will=False)
+            if reason is not Reason.SUPERSEDED or entry is None or session.epoch != entry.epoch:
+                self._forget(session)
+        was_admitted = change.before is not None and bool(change.ends())
+        if change.principal.role is Role.DEVICE and was_admitted and (cut or reason is not Reason.SUPERSEDED):
+            self._publish_offline(change.principal.id, reason)
+
+    def _publish_offline(self, device: DeviceId, reason: Reason) -> None:
+        envelope = Envelope(device, self.now(), "broker", 0)
+        status = StatusMessage(envelope, Presence.OFFLINE, reason.value)
+        self.publish_own(Publish.of(Status(device).format(), status.encode(), 1, retain=True))
+
+    def publish_own(self, message: Publish) -> None:
+        """Publish for the broker itself: it does not pass its own door."""
+        self.route(message, None)
+
+    # Packets
+
+    def handle(self, session: FleetSession, packet: Packet) -> None:
+        """Do what a packet of a connected client asks. Raises: ProtocolViolation."""
+        match packet:
+            case Publish():
+                self.publish(session, packet)
+            case Puback(packet_id):
+                session.acknowledged(packet_id)
+            case Pubrec(packet_id):
+                session.received(packet_id)
+            case Pubcomp(packet_id):
+                session.completed(packet_id)
+            case Pubrel(packet_id):
+                session.received_ids.discard(packet_id)
+                self._answer(session, packets.pubcomp(packet_id))
+            case Pingreq():
+                self._answer(session, packets.PINGRESP)
+            case Subscribe():
+                self._subscribe(session, packet)
+            case Unsubscribe():
+                self._unsubscribe(session, packet)
+            case Disconnect():
+                session.will = None
+                self.leave(session, Reason.DISCONNECTED)
+            case _:
+                raise ProtocolViolation("MQTT-3.1.0-2", "a second CONNECT")
+
+    @staticmethod
+    def _answer(session: FleetSession, frame: bytes) -> None:
+        if session.link is not None:
+            session.link.send(frame)
+
+    def publish(self, session: FleetSession, packet: Publish) -> None:
+        """Authorise, route, acknowledge: in this order. Raises: ProtocolViolation."""
+        self._stats.messages_received += 1
+        if packet.topic not in session.granted_topics and not self._may_publish(session, packet):
+            return
+        if packet.qos == 2 and not self._is_first(session, packet.packet_id):
+            self._answer(session, packets.pubrec(packet.packet_id))
+            return
+        self.route(packet, session.owner)
+        if packet.qos:
+            self._answer(
+                session, packets.puback(packet.packet_id) if packet.qos == 1 else packets.pubrec(packet.packet_id)
+            )
+
+    def _is_first(self, session: FleetSession, packet_id: int) -> bool:
+        """Whether this QoS 2 message was not routed yet (4.3.3, method B)."""
+        if packet_id in session.received_ids:
+            return False
+        if len(session.received_ids) >= self.limits.inflight_per_session:
+            raise ProtocolViolation("4.3.3", "too many messages of QoS 2 without PUBREL")
+        session.received_ids.add(packet_id)
+        return True
+
+    def _may_publish(self, session: FleetSession, packet: Publish) -> bool:
+        if session.grants.decide(Action.PUBLISH, packet.topic).allowed:
+            if len(session.granted_topics) >= _MAX_GRANTED_TOPICS:
+                session.granted_topics.clear()
+            session.granted_topics.add(packet.topic)
+            return True
+        self._deny(session, Action.PUBLISH, packet.topic)
+        if packet.qos:
+            # 3.3.5: acknowledge, or close. An acknowledgement would be believed.
+            self.leave(session, Reason.PUBLISH_DENIED, packet.topic)
+        return False
+
+    def _deny(self, session: FleetSession, action: Action, topic: str) -> None:
+        self._stats.denied += 1
+        session.denials += 1
+        if session.client is not None:
+            self.observe(Denied(session.client, action, topic, session.denials))
+
+    def route(self, publish: Publish, owner: DeviceId | None) -> None:
+        """Keep a retained message, and hand a message to everyone subscribed. `owner` is None for the broker itself."""
+        if publish.retain and not self.retained.set(publish, owner):
+            self._stats.messages_dropped += 1
+        message_qos = publish.qos
+        found = self.subscriptions.route(publish.topic)
+        self._stats.messages_sent += len(found)
+        for session, granted_qos in found:
+            if not session.deliver(publish, min(message_qos, granted_qos)):
+                self._stats.messages_sent -= 1
+
+    def _subscribe(self, session: FleetSession, packet: Subscribe) -> None:
+        codes = [self._subscribe_one(session, topic_filter, qos) for topic_filter, qos in packet.requests]
+        self._answer(session, packets.suback(packet.packet_id, codes))
+        for (topic_filter, _), code in zip(packet.requests, codes, strict=True):
+            if code != _SUBSCRIPTION_FAILED:
+                self._send_retained(session, topic_filter, code)
+
+    def _subscribe_one(self, session: FleetSession, topic_filter: str, qos: int) -> int:
+        if not session.grants.decide(Action.SUBSCRIBE, topic_filter).allowed:
+            self._deny(session, Action.SUBSCRIBE, topic_filter)
+            return _SUBSCRIPTION_FAILED
+        is_new = topic_filter not in session.filters
+        if is_new and len(session.filters) >= self.limits.subscriptions_per_session:
+            return _SUBSCRIPTION_FAILED
+        session.filters[topic_filter] = qos
+        self.subscriptions.add(topic_filter, session, qos)
+        return qos
+
+    def _send_retained(self, session: FleetSession, topic_filter: str, qos: int) -> None:
+        for message in list(self.retained.matching(topic_filter)):
+            # Each is decided for this subscriber: that the filter was granted is one check, this is another.
+            if session.grants.decide(Action.SUBSCRIBE, message.topic).allowed:
+                session.deliver(message, min(qos, message.qos), retain=True)
+
+    def _unsubscribe(self, session: FleetSession, packet: Unsubscribe) -> None:
+        for topic_filter in packet.filters:
+            if session.filters.pop(topic_filter, None) is not None:
+                self.subscriptions.remove(topic_filter, session)
+        self._answer(session, packets.unsuback(packet.packet_id))
+
+
+def _is_still_admitted(session: FleetSession, change: Change) -> bool:
+    """A live session by its serial, an absent one by its principal and epoch."""
+    entry = change.after
+    if entry is None or entry.state is not State.ACTIVE or not entry.serials or entry.epoch != session.epoch:
+        return False
+    return session.client is None or entry.admits(session.client.serial)

@@ -1,0 +1,298 @@
+"""A strict, incremental parser of what an MQTT 3.1.1 client sends: bytes in, packets out, no IO.
+
+Whatever the standard does not allow raises ProtocolViolation, and nothing else is ever raised. What the standard lets
+a server refuse (control characters, a length in more bytes than it takes) is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from broker.engines.amqtt.packets import (
+    Connect,
+    Disconnect,
+    Packet,
+    Pingreq,
+    ProtocolViolation,
+    Puback,
+    Pubcomp,
+    Publish,
+    Pubrec,
+    Pubrel,
+    Subscribe,
+    Unsubscribe,
+    UnsupportedLevel,
+    Will,
+)
+from fleet import topics
+
+# 1.5.3: NUL must not be in a text; other control characters and non-characters should not, and a receiver may close.
+_UNWANTED = re.compile("[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
+_MAX_CACHED_TOPICS: Final = 4096
+
+# What a client may send: packet type and flags in one byte (2.2.1, 2.2.2). PUBLISH has flags of its own.
+_PUBLISH_FIRST: Final = frozenset(range(0x30, 0x40)) - {0x36, 0x37, 0x3E, 0x3F, 0x38, 0x39}
+_CONTROL_FIRST: Final = frozenset({0x10, 0x40, 0x50, 0x62, 0x70, 0x82, 0xA2, 0xC0, 0xE0})
+
+
+class TopicNames:
+    """Topic names that were found valid, by their bytes; shared by connections, bounded."""
+
+    __slots__ = ("_known", "_max_bytes", "_max_levels")
+
+    def __init__(self, max_bytes: int = 1024, max_levels: int = 32) -> None:
+        self._known: dict[bytes, str] = {}
+        self._max_bytes = max_bytes
+        self._max_levels = max_levels
+
+    def name(self, data: bytes) -> str:
+        """The topic name in `data`. Raises: ProtocolViolation."""
+        known = self._known.get(data)
+        if known is not None:
+            return known
+        name = _decode_text(data)
+        self.check_size(name, len(data))
+        if not topics.is_topic_name(name):
+            raise ProtocolViolation("MQTT-3.3.2-2", "a topic name is empty or has a wildcard")
+        if len(self._known) >= _MAX_CACHED_TOPICS:
+            self._known.clear()
+        self._known[data] = name
+        return name
+
+    def check_size(self, topic: str, size_bytes: int) -> None:
+        """Refuse what is too long or too deep to route cheaply. Raises: ProtocolViolation."""
+        if size_bytes > self._max_bytes or topic.count("/") >= self._max_levels:
+            raise ProtocolViolation(
+                "MQTT-4.7.3-3", f"a topic has over {self._max_bytes} bytes or {self._max_levels} levels"
+            )
+
+
+class Parser:
+    """Parses the stream of one connection."""
+
+    __slots__ = ("_held", "_max_packet_bytes", "_needed", "_topics")
+
+    def __init__(self, max_packet_bytes: int, topic_names: TopicNames) -> None:
+        self._max_packet_bytes = max_packet_bytes
+        self._topics = topic_names
+        self._held = bytearray()  # the beginning of a packet
+        self._needed = 0  # how many bytes until parsing can go on
+
+    @property
+    def is_within_packet(self) -> bool:
+        """Whether a packet has begun and not ended."""
+        return bool(self._held)
+
+    def feed(self, data: bytes) -> Iterator[Packet]:
+        """Every packet that `data` completes, as it is asked for. Raises: ProtocolViolation after the last good one.
+
+        To be exhausted before the next call.
+        """
+        if self._held:
+            self._held += data
+            if len(self._held) < self._needed:
+                return
+            data = bytes(self._held)
+            self._held.clear()
+        at, end = 0, len(data)
+        while at < end:
+            body, stop = self._measure(data, at, end)
+            if stop > end or not body:
+                self._held += data[at:]
+                self._needed = stop - at
+                return
+            first = data[at]
+            if first in _PUBLISH_FIRST:
+                yield self._publish(data[at:stop], body - at)
+            else:
+                yield _CONTROL[first](_Body(data, body, stop, self._topics))
+            at = stop
+
+    def _measure(self, data: bytes, at: int, end: int) -> tuple[int, int]:
+        """Where the body begins (0 if the header is not complete), and up to where to read before asking again."""
+        first = data[at]
+        if first not in _PUBLISH_FIRST and first not in _CONTROL_FIRST:
+            raise ProtocolViolation("MQTT-2.2.2-2", f"a client does not send a packet that begins with {first:#04x}")
+        length = 0
+        for digit in range(4):
+            here = at + 1 + digit
+            if here >= end:
+                return 0, here + 1
+            byte = data[here]
+            length |= (byte & 0x7F) << 7 * digit
+            if byte < 0x80:
+                if digit and not byte:
+                    raise ProtocolViolation("2.2.3", "a remaining length is written with more bytes than it takes")
+                if here + 1 - at + length > self._max_packet_bytes:
+                    raise ProtocolViolation("4.8", f"a packet is larger than {self._max_packet_bytes} bytes")
+                return here + 1, here + 1 + length
+        raise ProtocolViolation("2.2.3", "a remaining length has more than four bytes")
+
+    def _publish(self, frame: bytes, topic_at: int) -> Publish:
+        """`frame` is one whole packet, its first byte known to be good."""
+        name_at = topic_at + 2
+        body_at = name_at + (frame[topic_at] << 8 | frame[topic_at + 1]) if len(frame) >= name_at else name_at
+        name_end = body_at
+        packet_id = 0
+        if frame[0] & 0x06:
+            body_at += 2
+            if body_at <= len(frame):
+                packet_id = frame[body_at - 2] << 8 | frame[body_at - 1]
+                if not packet_id:
+                    raise ProtocolViolation("MQTT-2.3.1-1", "a packet identifier is 0")
+        if body_at > len(frame):
+            raise ProtocolViolation("3.3.2", "a PUBLISH ends within its header")
+        return Publish(self._topics.name(frame[name_at:name_end]), frame, topic_at, body_at, packet_id)
+
+
+class _Body:
+    """Reads the fields of one packet's body, never past its end."""
+
+    __slots__ = ("at", "data", "stop", "topics")
+
+    def __init__(self, data: bytes, at: int, stop: int, topic_names: TopicNames) -> None:
+        self.data, self.at, self.stop, self.topics = data, at, stop, topic_names
+
+    @property
+    def has_more(self) -> bool:
+        return self.at < self.stop
+
+    def byte(self) -> int:
+        if self.at >= self.stop:
+            raise ProtocolViolation("4.8", "a packet ends within a field")
+        self.at += 1
+        return self.data[self.at - 1]
+
+    def number(self) -> int:
+        return self.byte() << 8 | self.byte()
+
+    def binary(self) -> bytes:
+        size = self.number()
+        if self.at + size > self.stop:
+            raise ProtocolViolation("4.8", "a field is longer than its packet")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def text(self) -> str:
+        return _decode_text(self.binary())
+
+    def packet_id(self) -> int:
+        found = self.number()
+        if not found:
+            raise ProtocolViolation("MQTT-2.3.1-1", "a packet identifier is 0")
+        return found
+
+    def topic_filter(self) -> str:
+        data = self.binary()
+        found = _decode_text(data)
+        self.topics.check_size(found, len(data))
+        if not topics.is_topic_filter(found):
+            raise ProtocolViolation("MQTT-4.7.1-2", "a topic filter is empty, or a wildcard is not alone in its level")
+        return found
+
+    def end(self) -> None:
+        if self.at != self.stop:
+            raise ProtocolViolation("4.8", "a packet is longer than its fields")
+
+
+def _decode_text(data: bytes) -> str:
+    try:
+        text = data.decode("utf-8")  # strict: no surrogates, nothing over-long (MQTT-1.5.3-1)
+    except UnicodeDecodeError as error:
+        raise ProtocolViolation("MQTT-1.5.3-1", "a text is not UTF-8") from error
+    if _UNWANTED.search(text):
+        raise ProtocolViolation("MQTT-1.5.3-2", "a text has a NUL, a control character or a non-character")
+    return text
+
+
+def _connect(body: _Body) -> Connect | UnsupportedLevel:
+    name, level = body.text(), body.byte()
+    if (name, level) != ("MQTT", 4):
+        if name not in ("MQTT", "MQIsdp"):
+            raise ProtocolViolation("MQTT-3.1.2-1", "the protocol's name is not MQTT")
+        return UnsupportedLevel(name, level)
+    flags, keep_alive = body.byte(), body.number()
+    _check_connect_flags(flags)
+    client_id = body.text()
+    will = _will(body, flags) if flags & 0x04 else None
+    if flags & 0x80:
+        body.text()
+    if flags & 0x40:
+        body.binary()
+    body.end()
+    return Connect(client_id, bool(flags & 0x02), keep_alive, will)
+
+
+def _check_connect_flags(flags: int) -> None:
+    if flags & 0x01:
+        raise ProtocolViolation("MQTT-3.1.2-3", "the reserved flag of CONNECT is set")
+    if not flags & 0x04 and flags & 0x38:
+        raise ProtocolViolation("MQTT-3.1.2-11", "CONNECT has no will, but its QoS or retain flag")
+    if flags & 0x18 == 0x18:
+        raise ProtocolViolation("MQTT-3.1.2-14", "the will's QoS is 3")
+    if flags & 0xC0 == 0x40:
+        raise ProtocolViolation("MQTT-3.1.2-22", "CONNECT has a password, but no user name")
+
+
+def _will(body: _Body, flags: int) -> Will:
+    topic = body.topics.name(body.binary())
+    return Will(topic, body.binary(), flags >> 3 & 3, bool(flags & 0x20))
+
+
+def _subscribe(body: _Body) -> Subscribe:
+    packet_id = body.packet_id()
+    requests = []
+    while body.has_more:
+        topic_filter, qos = body.topic_filter(), body.byte()
+        if qos > 2:
+            raise ProtocolViolation("MQTT-3.8.3-4", "a QoS asked for is not 0, 1 or 2")
+        requests.append((topic_filter, qos))
+    if not requests:
+        raise ProtocolViolation("MQTT-3.8.3-3", "a SUBSCRIBE has no topic filter")
+    return Subscribe(packet_id, tuple(requests))
+
+
+def _unsubscribe(body: _Body) -> Unsubscribe:
+    packet_id = body.packet_id()
+    filters = []
+    while body.has_more:
+        filters.append(body.topic_filter())
+    if not filters:
+        raise ProtocolViolation("MQTT-3.10.3-2", "an UNSUBSCRIBE has no topic filter")
+    return Unsubscribe(packet_id, tuple(filters))
+
+
+def _acknowledgement(
+    kind: type[Puback] | type[Pubrec] | type[Pubrel] | type[Pubcomp],
+) -> Callable[[_Body], Packet]:
+    def parse(body: _Body) -> Packet:
+        packet_id = body.packet_id()
+        body.end()
+        return kind(packet_id)
+
+    return parse
+
+
+def _empty(kind: type[Pingreq] | type[Disconnect]) -> Callable[[_Body], Packet]:
+    packet = kind()
+
+    def parse(body: _Body) -> Packet:
+        body.end()
+        return packet
+
+    return parse
+
+
+_CONTROL: Final[dict[int, Callable[[_Body], Packet]]] = {
+    0x10: _connect,
+    0x40: _acknowledgement(Puback),
+    0x50: _acknowledgement(Pubrec),
+    0x62: _acknowledgement(Pubrel),
+    0x70: _acknowledgement(Pubcomp),
+    0x82: _subscribe,
+    0xA2: _unsubscribe,
+    0xC0: _empty(Pingreq),
+    0xE0: _empty(Disconnect),
+}

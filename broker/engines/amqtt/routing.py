@@ -1,0 +1,199 @@
+"""Who gets a topic, and what a new subscriber gets at once: two tries over the levels of topics (MQTT 3.1.1, 4.7)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Final, Generic, TypeVar
+
+from broker.engines.amqtt.packets import Publish
+
+S = TypeVar("S", bound=Hashable)
+_MAX_CACHED_ROUTES: Final = 8192
+
+
+class _Node(Generic[S]):
+    __slots__ = ("children", "subscribers")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Node[S]] | None = None
+        self.subscribers: dict[S, int] | None = None
+
+    def is_bare(self) -> bool:
+        return not self.children and not self.subscribers
+
+
+class Subscriptions(Generic[S]):
+    """Which subscriber asked for which filter, at what QoS."""
+
+    def __init__(self) -> None:
+        self._root: _Node[S] = _Node()
+        self._routes: dict[str, tuple[tuple[S, int], ...]] = {}
+        self.count = 0
+
+    def add(self, topic_filter: str, subscriber: S, qos: int) -> None:
+        """Subscribe, or change the QoS of that very filter (3.8.4)."""
+        node = self._root
+        for level in topic_filter.split("/"):
+            if node.children is None:
+                node.children = {}
+            node = node.children.setdefault(level, _Node())
+        if node.subscribers is None:
+            node.subscribers = {}
+        self.count += subscriber not in node.subscribers
+        node.subscribers[subscriber] = qos
+        self._routes.clear()
+
+    def remove(self, topic_filter: str, subscriber: S) -> None:
+        """Unsubscribe; nothing happens if there was no such subscription."""
+        path = self._path(topic_filter)
+        if path is None or not path[-1][1].subscribers or subscriber not in path[-1][1].subscribers:
+            return
+        del path[-1][1].subscribers[subscriber]
+        self.count -= 1
+        self._routes.clear()
+        for (_, parent), (level, child) in zip(path[-2::-1], path[:0:-1], strict=True):
+            if not child.is_bare() or parent.children is None:
+                break
+            del parent.children[level]
+
+    def _path(self, topic_filter: str) -> list[tuple[str, _Node[S]]] | None:
+        path = [("", self._root)]
+        for level in topic_filter.split("/"):
+            child = (path[-1][1].children or {}).get(level)
+            if child is None:
+                return None
+            path.append((level, child))
+        return path
+
+    def route(self, topic: str) -> tuple[tuple[S, int], ...]:
+        """Every subscriber of `topic`, once, with the highest QoS of its filters that match (MQTT-3.3.5-1)."""
+        found = self._routes.get(topic)
+        if found is None:
+            found = tuple(self._match(topic).items())
+            if len(self._routes) >= _MAX_CACHED_ROUTES:
+                self._routes.clear()
+            self._routes[topic] = found
+        return found
+
+    def _match(self, topic: str) -> dict[S, int]:
+        found: dict[S, int] = {}
+        nodes = [self._root]
+        for depth, level in enumerate(topic.split("/")):
+            wildcards = () if depth == 0 and level[:1] == "$" else ("+", "#")  # MQTT-4.7.2-1
+            following: list[_Node[S]] = []
+            for node in nodes:
+                children = node.children
+                if children:
+                    if child := children.get(level):
+                        following.append(child)
+                    if wildcards:
+                        if child := children.get("+"):
+                            following.append(child)
+                        if child := children.get("#"):
+                            _collect(child, found)
+            nodes = following
+        for node in nodes:
+            _collect(node, found)
+            if node.children and (child := node.children.get("#")):
+                _collect(child, found)  # 4.7.1.2: `sport/#` matches `sport` too
+        return found
+
+
+def _collect(node: _Node[S], found: dict[S, int]) -> None:
+    for subscriber, qos in (node.subscribers or {}).items():
+        if found.get(subscriber, -1) < qos:
+            found[subscriber] = qos
+
+
+class _Leaf:
+    __slots__ = ("children", "message", "owner")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Leaf] = {}
+        self.message: Publish | None = None
+        self.owner: str | None = None
+
+
+class Retained:
+    """The last retained message of each topic, and how many each principal has there."""
+
+    def __init__(self, max_per_owner: int) -> None:
+        self._root = _Leaf()
+        self._counts: dict[str | None, int] = {}
+        self._max_per_owner = max_per_owner
+
+    def __len__(self) -> int:
+        return sum(self._counts.values())
+
+    def set(self, message: Publish, owner: str | None) -> bool:
+        """Keep the message, or forget the topic's if it is empty (3.3.1.3); False where the owner has too many.
+
+        `owner` is None for the broker itself, which is not limited.
+        """
+        if message.is_empty():
+            self._forget(message.topic)
+            return True
+        known = self._find(message.topic)
+        held_already = known is not None and known.message is not None and known.owner == owner
+        if owner is not None and not held_already and self._counts.get(owner, 0) >= self._max_per_owner:
+            return False
+        leaf = self._root
+        for level in message.topic.split("/"):
+            leaf = leaf.children.setdefault(level, _Leaf())
+        self._release(leaf)
+        leaf.message, leaf.owner = message, owner
+        self._counts[owner] = self._counts.get(owner, 0) + 1
+        return True
+
+    def _find(self, topic: str) -> _Leaf | None:
+        leaf: _Leaf | None = self._root
+        for level in topic.split("/"):
+            leaf = leaf.children.get(level) if leaf else None
+        return leaf
+
+    def _release(self, leaf: _Leaf) -> None:
+        if leaf.message is not None:
+            leaf.message = None
+            self._counts[leaf.owner] -= 1
+            if not self._counts[leaf.owner]:
+                del self._counts[leaf.owner]
+
+    def _forget(self, topic: str) -> None:
+        path = [("", self._root)]
+        for level in topic.split("/"):
+            child = path[-1][1].children.get(level)
+            if child is None:
+                return
+            path.append((level, child))
+        self._release(path[-1][1])
+        for (_, parent), (level, child) in zip(path[-2::-1], path[:0:-1], strict=True):
+            if child.children or child.message is not None:
+                break
+            del parent.children[level]
+
+    def matching(self, topic_filter: str) -> Iterator[Publish]:
+        """Every retained message whose topic the filter matches."""
+        levels = topic_filter.split("/")
+        pending = [(self._root, 0)]
+        while pending:
+            leaf, depth = pending.pop()
+            if depth == len(levels):
+                if leaf.message is not None:
+                    yield leaf.message
+                continue
+            level = levels[depth]
+            if level == "#":
+                yield from _all_below(leaf, is_root=depth == 0)
+            elif level == "+":
+                pending.extend((c, depth + 1) for name, c in leaf.children.items() if depth or name[:1] != "$")
+            elif child := leaf.children.get(level):
+                pending.append((child, depth + 1))
+
+
+def _all_below(leaf: _Leaf, *, is_root: bool) -> Iterator[Publish]:
+    pending = [child for name, child in leaf.children.items() if name[:1] != "$"] if is_root else [leaf]
+    while pending:
+        leaf = pending.pop()
+        if leaf.message is not None:
+            yield leaf.message
+        pending.extend(leaf.children.values())

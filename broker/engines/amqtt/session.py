@@ -1,0 +1,251 @@
+"""The state of one client id (MQTT 3.1.1, 3.1.2.4): subscriptions, what is on its way, what waits.
+
+amqtt's Session, with a light state instead of its state machine (23 KB and 0.4 ms each), equal to itself only, and
+bounded queues. It knows no certificate: who publishes is the connection's to say. It is never carried over a
+reconnect: the successor takes over what it holds.
+"""
+
+from __future__ import annotations
+
+from asyncio import Queue
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from amqtt.session import OutgoingApplicationMessage, Session
+
+from broker.engine import Client, Limits, Reason
+from broker.engines.amqtt.packets import Connect, Publish, Will, pubrel
+from fleet.directory import Entry
+from fleet.identity import DeviceId
+from fleet.policy import Grants
+
+
+class Link(Protocol):
+    """The connection that a session has at present."""
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether the client reads more slowly than it is written to: what can wait must wait."""
+
+    def send(self, frame: bytes) -> None:
+        """Write soon; several frames go out together."""
+
+    def end(self, reason: Reason, detail: str = "") -> None:
+        """Close, after what was sent. The session has left already, or does so now."""
+
+
+class Delivery(OutgoingApplicationMessage):
+    """One message of QoS 1 or 2 on its way to one client; `is_released` once PUBREC came (4.3.3)."""
+
+    __slots__ = ("is_released", "publish")
+
+    def __init__(self, publish: Publish, packet_id: int, qos: int, retain: bool) -> None:
+        # Without amqtt's initialiser: of its ten fields these five are used, and one is made for every message.
+        self.publish = publish
+        self.topic = publish.topic
+        self.packet_id = packet_id
+        self.qos = qos
+        self.retain = retain
+        self.is_released = False
+
+    def frame(self, packet_id: int, *, dup: bool) -> bytes:
+        """What has to be sent (again): PUBREL where PUBREC came, else the message."""
+        if self.is_released:
+            return pubrel(packet_id)
+        return self.publish.to_send(self.qos or 0, packet_id, retain=self.retain, dup=dup)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A message that waits for a connection, or for room in it."""
+
+    publish: Publish
+    qos: int
+    retain: bool
+
+
+class _State:
+    """What amqtt asks of its state machine."""
+
+    __slots__ = ("state",)
+
+    def __init__(self) -> None:
+        self.state = "new"
+
+    def connect(self) -> None:
+        self.state = "connected"
+
+    def disconnect(self) -> None:
+        self.state = "disconnected"
+
+    def is_connected(self) -> bool:
+        return self.state == "connected"
+
+
+# amqtt's own queues are not bounded and not used; one empty one stands for all.
+_NO_QUEUE: Final[Queue[Any]] = Queue(maxsize=1)
+
+
+class FleetSession(Session):
+    """One client id's state and, while it is connected, its link."""
+
+    def __init__(self, connect: Connect, client_id: str, entry: Entry, limits: Limits) -> None:
+        super().__init__()
+        self.retained_messages = self.delivered_message_queue = _NO_QUEUE
+        self.client_id: str = client_id
+        self.clean_session: bool = connect.clean_session
+        self.keep_alive = connect.keep_alive
+        self.owner: DeviceId = entry.principal.id
+        self.epoch = entry.epoch
+        self.will: Will | None = connect.will
+        self.link: Link | None = None
+        self.grants = Grants((), ())
+        self.client: Client | None = None
+        self.granted_topics: set[str] = set()
+        self.denials = 0
+        self.filters: dict[str, int] = {}
+        self.received_ids: set[int] = set()  # QoS 2: PUBREC sent, PUBREL awaited
+        self.dropped = 0
+        self._deliveries: dict[int, Delivery] = {}
+        self._waiting: deque[Waiting] = deque()
+        self._waiting_bytes = 0
+        self._waiting_qos_0 = 0
+        self._limits = limits
+
+    def _init_states(self) -> None:
+        self.transitions = _State()  # type: ignore[assignment]  # all of Machine that amqtt calls on a session
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    @property
+    def deliveries(self) -> dict[int, Delivery]:
+        """What is on its way, by packet id, in the order in which it was sent first."""
+        return self._deliveries
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self._waiting)
+
+    def take_over(self, predecessor: FleetSession) -> None:
+        """Hold what the predecessor held: all that outlives a connection, and nothing of the connection."""
+        self.filters = dict(predecessor.filters)
+        self.received_ids = set(predecessor.received_ids)
+        self._deliveries = dict(predecessor._deliveries)
+        self._packet_id = predecessor._packet_id
+        self._waiting = deque(predecessor._waiting)
+        self._waiting_bytes = predecessor._waiting_bytes
+        self._waiting_qos_0 = predecessor._waiting_qos_0
+
+    def deliver(self, publish: Publish, qos: int, *, retain: bool = False) -> bool:
+        """Send a message now, or keep it until there is room; False where it was dropped."""
+        link = self.link
+        if qos == 0:
+            if link is None:
+                return True  # QoS 0 is not kept for the absent, and not owed to them
+            if not self._waiting_qos_0 and not link.is_congested:
+                link.send(publish.to_send(0, 0, retain=True) if retain else publish.plain())
+                return True
+        elif link is not None and not self._waiting and self._has_room(link):
+            self._send(link, publish, qos, retain)
+            return True
+        return self._enqueue(Waiting(publish, qos, retain))
+
+    def _has_room(self, link: Link) -> bool:
+        return len(self._deliveries) < self._limits.inflight_per_session and not link.is_congested
+
+    def _send(self, link: Link, publish: Publish, qos: int, retain: bool) -> None:
+        packet_id = self._free_packet_id()
+        self._deliveries[packet_id] = Delivery(publish, packet_id, qos, retain)
+        link.send(publish.to_send(qos, packet_id, retain=retain))
+
+    def _free_packet_id(self) -> int:
+        packet_id = self._packet_id
+        while True:  # ends: far fewer are in flight than there are ids
+            packet_id = packet_id % 65_535 + 1
+            if packet_id not in self._deliveries:
+                self._packet_id = packet_id
+                return packet_id
+
+    def _enqueue(self, message: Waiting) -> bool:
+        """Keep a message, within the bounds. QoS 0 gives way first, and may fill only half."""
+        limits, size = self._limits, message.publish.size
+        share = 1 if message.qos else 2
+        while (
+            len(self._waiting) >= limits.queued_messages_per_session // share
+            or self._waiting_bytes + size > limits.queued_bytes_per_session // share
+        ):
+            if not (message.qos and self._drop_waiting_qos_0()):
+                self.dropped += 1
+                return False
+        self._waiting.append(message)
+        self._waiting_bytes += size
+        self._waiting_qos_0 += message.qos == 0
+        return True
+
+    def _drop_waiting_qos_0(self) -> bool:
+        if not self._waiting_qos_0:
+            return False
+        at = next(at for at, message in enumerate(self._waiting) if message.qos == 0)
+        self._waiting_bytes -= self._waiting[at].publish.size
+        self._waiting_qos_0 -= 1
+        self.dropped += 1
+        del self._waiting[at]
+        return True
+
+    def pump(self) -> None:
+        """Send what waits, as far as there is room."""
+        link, waiting = self.link, self._waiting
+        while link is not None and waiting and not link.is_congested:
+            message = waiting[0]
+            if message.qos and not self._has_room(link):
+                return
+            waiting.popleft()
+            self._waiting_bytes -= message.publish.size
+            if message.qos:
+                self._send(link, message.publish, message.qos, message.retain)
+            else:
+                self._waiting_qos_0 -= 1
+                link.send(message.publish.to_send(0, 0, retain=message.retain))
+
+    def send_again(self) -> None:
+        """After a reconnect: everything unacknowledged, in its first order, then what waits (4.4, 4.6)."""
+        if self.link is not None:
+            for packet_id, delivery in self._deliveries.items():
+                self.link.send(delivery.frame(packet_id, dup=True))
+            self.pump()
+
+    def acknowledged(self, packet_id: int) -> None:
+        """PUBACK came, for whatever id."""
+        delivery = self._deliveries.get(packet_id)
+        if delivery is not None and delivery.qos == 1:
+            del self._deliveries[packet_id]
+            if self._waiting:
+                self.pump()
+
+    def received(self, packet_id: int) -> None:
+        """PUBREC came: answered with PUBREL, for an id that is not known too, so that the client can finish."""
+        delivery = self._deliveries.get(packet_id)
+        if delivery is not None and delivery.qos == 2:
+            delivery.is_released = True
+        if self.link is not None:
+            self.link.send(pubrel(packet_id))
+
+    def completed(self, packet_id: int) -> None:
+        """PUBCOMP came."""
+        delivery = self._deliveries.get(packet_id)
+        if delivery is not None and delivery.is_released:
+            del self._deliveries[packet_id]
+            self.pump()
+
+    def purge(self) -> None:
+        """Forget everything."""
+        self.filters.clear()
+        self.received_ids.clear()
+        self._deliveries.clear()
+        self._waiting.clear()
+        self._waiting_bytes = self._waiting_qos_0 = 0
+        self.will = None

@@ -1,0 +1,94 @@
+"""The directory as it is followed: each line is applied, told to the engine, and put on disk, in this order.
+
+A cut session does not wait for the disk; what was cut stays cut when the broker starts again, for its line is on disk
+a few milliseconds later, with the service away too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from broker.directory import Change, Directory, Journal
+from fleet import directory
+from fleet.directory import Entry, FeedLine
+
+_log = logging.getLogger(__name__)
+_RETRY_SECONDS: Final = 5.0
+
+
+class Membership:
+    """Owns a `Directory`; `on_change` hears of each change at once."""
+
+    def __init__(self, known: Directory, journal: Journal) -> None:
+        self.directory = known
+        self.on_change: Callable[[Change], None] = _ignore
+        self._journal = journal
+        self._unsaved: list[Entry] = []
+        self._is_rewrite_needed = False
+        self._work = asyncio.Event()
+        self._has_snapshot = asyncio.Event()
+        if known.position is not None:
+            self._has_snapshot.set()
+
+    async def wait_for_snapshot(self) -> None:
+        """Return once it is known who may connect."""
+        await self._has_snapshot.wait()
+
+    def take(self, line: FeedLine) -> None:
+        """A line of the stream."""
+        self._tell(self.directory.apply(line))
+        if self.directory.position is not None:
+            self._has_snapshot.set()
+
+    def take_found(self, entry: Entry) -> None:
+        """An entry that was asked for by serial."""
+        self._tell(self.directory.apply_found(entry))
+
+    def stream_ended(self) -> None:
+        """What was half sent is forgotten."""
+        self.directory.forget_partial_snapshot()
+
+    def _tell(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            self.on_change(change)
+            if change.after is None:
+                self._is_rewrite_needed = True
+            else:
+                self._unsaved.append(change.after)
+            self._work.set()
+
+    async def keep(self) -> None:
+        """Put changes on disk as they come, those of one moment together; for ever, as a task."""
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            try:
+                await self.save()
+            except OSError as error:
+                _log.error("directory.not_kept error=%s", error.strerror)
+                self._is_rewrite_needed = True
+                await asyncio.sleep(_RETRY_SECONDS)
+                self._work.set()
+
+    async def save(self) -> None:
+        """Put on disk what is not there yet. Raises: OSError."""
+        unsaved, self._unsaved = self._unsaved, []
+        if self._is_rewrite_needed or self._journal.is_rewrite_due(len(unsaved)):
+            self._is_rewrite_needed = False
+            await asyncio.to_thread(self._rewrite, self.directory.snapshot())
+        elif unsaved:
+            await asyncio.to_thread(self._append, unsaved)
+
+    def _rewrite(self, lines: Sequence[FeedLine]) -> None:
+        if lines:
+            self._journal.rewrite(map(directory.encode, lines))
+
+    def _append(self, entries: Sequence[Entry]) -> None:
+        self._journal.append(map(directory.encode, entries))
+
+
+def _ignore(_change: Change) -> None:
+    """Before there is an engine there is nobody to tell."""
