@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +80,9 @@ class Registry:
                 with connection.begin():
                     yield connection
         except exc.OperationalError as error:
-            raise _unavailable(error) from error
+            raise _unavailable(str(error.orig)) from error
+        except sqlite3.OperationalError as error:  # of `Statement`, which runs on the driver's cursor
+            raise _unavailable(str(error)) from error
 
     def commit_mark(self) -> CommitMark:
         """A new mark that tells of every later commit; close it."""
@@ -140,8 +143,7 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-def _unavailable(error: exc.OperationalError) -> RegistryUnavailable:
-    text = str(error.orig)
+def _unavailable(text: str) -> RegistryUnavailable:
     if any(sign in text for sign in _FULL):
         return RegistryUnavailable(f"the registry cannot be written: {text}", hint="free space on its disk")
     if any(sign in text for sign in _BUSY):

@@ -5,91 +5,108 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, func, insert, select
+from sqlalchemy import Connection, Integer, bindparam, func, insert, select
 
-from enroll.registry.records import LIVE
+from enroll.registry.identity import IS_LIVE
 from enroll.registry.schema import certificates, meta, outbox, principals
+from enroll.registry.statement import Row, Statement, insert_into
 from fleet.directory import Entry
+from fleet.errors import FleetError
 from fleet.identity import DeviceId, Principal, Role, Serial, State
 
 PAGE_ENTRIES: Final = 500
 
-_HEAD = select(func.coalesce(func.max(outbox.c.seq), 0))
-_CHANGED = (
-    select(outbox.c.principal, func.max(outbox.c.seq))
+_LAST = func.coalesce(func.max(outbox.c.seq), 0)
+_ENTRY = select(
+    principals.c.id,
+    principals.c.role,
+    principals.c.state,
+    principals.c.epoch,
+    select(_LAST).where(outbox.c.principal == principals.c.id).scalar_subquery(),
+)
+_SERIALS = select(certificates.c.principal, certificates.c.serial).where(IS_LIVE)
+
+_ANNOUNCE = Statement(insert(outbox).values(principal=bindparam("principal")).returning(outbox.c.seq))
+_HEAD = Statement(select(_LAST))
+_CHANGED = Statement(
+    select(outbox.c.principal)
     .where(outbox.c.seq > bindparam("after"))
     .group_by(outbox.c.principal)
     .order_by(func.max(outbox.c.seq))
-    .limit(bindparam("limit"))
+    .limit(bindparam("limit", type_=Integer))
 )
-_LATEST = select(func.coalesce(func.max(outbox.c.seq), 0)).where(outbox.c.principal == principals.c.id)
-_ENTRY = select(principals.c.id, principals.c.role, principals.c.state, principals.c.epoch, _LATEST.scalar_subquery())
-_ENTRY_OF = _ENTRY.where(principals.c.id == bindparam("id"))
-_ENTRIES_AFTER = _ENTRY.where(principals.c.id > bindparam("id")).order_by(principals.c.id).limit(PAGE_ENTRIES)
-_SERIALS = select(certificates.c.principal, certificates.c.serial).where(
-    certificates.c.state.in_([state.value for state in LIVE])
+_ENTRY_OF = Statement(_ENTRY.where(principals.c.id == bindparam("of")))
+_ENTRIES_AFTER = Statement(
+    _ENTRY.where(principals.c.id > bindparam("after"))
+    .order_by(principals.c.id)
+    .limit(bindparam("limit", type_=Integer))
 )
-_SERIALS_OF = _SERIALS.where(certificates.c.principal == bindparam("id"))
-_SERIALS_BETWEEN = _SERIALS.where(
-    certificates.c.principal >= bindparam("first"), certificates.c.principal <= bindparam("last")
-)
-_HOLDER = select(certificates.c.principal).where(certificates.c.serial == bindparam("serial"))
-_FEED = select(meta.c.value).where(meta.c.name == "feed")
+_SERIALS_OF = Statement(_SERIALS.where(certificates.c.principal == bindparam("of")))
+_SERIALS_BETWEEN = Statement(_SERIALS.where(certificates.c.principal.between(bindparam("first"), bindparam("last"))))
+_HOLDER = Statement(select(certificates.c.principal).where(certificates.c.serial == bindparam("of")))
+_SET_META = insert_into(meta, "name", "value")
+_META = Statement(select(meta.c.value).where(meta.c.name == bindparam("of")))
 
 
 def set_feed(transaction: Connection, feed: str) -> None:
     """Name a new registry's feed."""
-    transaction.execute(insert(meta), {"name": "feed", "value": feed})
+    _SET_META.run(transaction, name="feed", value=feed)
 
 
 def feed_id(transaction: Connection) -> str:
-    """The name of this registry's feed; brokers take a snapshot when it changes."""
-    return str(transaction.execute(_FEED).scalar_one())
+    """The name of this registry's feed; brokers take a snapshot when it changes. Raises: FleetError if it has none."""
+    row = _META.first(transaction, of="feed")
+    if row is None:
+        raise FleetError("the registry has no feed: it was not made by enroll init", hint="enroll init --home DIR")
+    return str(row[0])
 
 
 def announce(transaction: Connection, principal: DeviceId) -> int:
     """Tell brokers, once this transaction has committed, that the principal changed; its sequence number."""
-    return int(transaction.execute(insert(outbox), {"principal": principal}).lastrowid)
+    row = _ANNOUNCE.first(transaction, principal=principal)
+    assert row is not None
+    return int(row[0])
 
 
 def head(transaction: Connection) -> int:
     """The last sequence number given."""
-    return int(transaction.execute(_HEAD).scalar_one())
+    row = _HEAD.first(transaction)
+    assert row is not None
+    return int(row[0])
 
 
 def changes(transaction: Connection, after: int, limit: int) -> list[Entry]:
     """The present entries of up to `limit` principals that changed after `after`, in order of their last change."""
-    rows = transaction.execute(_CHANGED, {"after": after, "limit": limit}).all()
-    found = (entry_of(transaction, DeviceId(principal)) for principal, _ in rows)
+    changed = _CHANGED.all(transaction, after=after, limit=limit)
+    found = (entry_of(transaction, DeviceId(principal)) for (principal,) in changed)
     return [entry for entry in found if entry is not None]
 
 
 def entry_of(transaction: Connection, id: DeviceId) -> Entry | None:
     """The present entry of a principal."""
-    row = transaction.execute(_ENTRY_OF, {"id": id}).first()
+    row = _ENTRY_OF.first(transaction, of=id)
     if row is None:
         return None
-    serials = [Serial(serial) for _, serial in transaction.execute(_SERIALS_OF, {"id": id})]
-    return _entry(row._tuple(), serials)
+    return _entry(row, [Serial(serial) for _, serial in _SERIALS_OF.all(transaction, of=id)])
 
 
 def entry_of_serial(transaction: Connection, serial: Serial) -> Entry | None:
     """The present entry of whoever holds `serial`."""
-    holder = transaction.execute(_HOLDER, {"serial": serial}).scalar_one_or_none()
-    return None if holder is None else entry_of(transaction, DeviceId(holder))
+    row = _HOLDER.first(transaction, of=serial)
+    return None if row is None or row[0] is None else entry_of(transaction, DeviceId(row[0]))
 
 
 def page(transaction: Connection, after: DeviceId | None) -> list[Entry]:
     """Up to PAGE_ENTRIES entries of principals whose id comes after `after`, by id; empty at the end."""
-    rows = transaction.execute(_ENTRIES_AFTER, {"id": after or ""}).all()
+    rows = _ENTRIES_AFTER.all(transaction, after=after or "", limit=PAGE_ENTRIES)
     if not rows:
         return []
     serials: dict[str, list[Serial]] = {}
-    for principal, serial in transaction.execute(_SERIALS_BETWEEN, {"first": rows[0].id, "last": rows[-1].id}):
+    for principal, serial in _SERIALS_BETWEEN.all(transaction, first=rows[0][0], last=rows[-1][0]):
         serials.setdefault(principal, []).append(Serial(serial))
-    return [_entry(row._tuple(), serials.get(row.id, [])) for row in rows]
+    return [_entry(row, serials.get(row[0], [])) for row in rows]
 
 
-def _entry(row: tuple[str, str, str, int, int], serials: Sequence[Serial]) -> Entry:
+def _entry(row: Row, serials: Sequence[Serial]) -> Entry:
     name, role, state, epoch, seq = row
     return Entry(seq, Principal(Role(role), DeviceId(name)), State(state), epoch, frozenset(serials))

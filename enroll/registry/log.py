@@ -5,27 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, select
 
 from enroll.registry.records import AuditRecord
 from enroll.registry.schema import audit
+from enroll.registry.statement import Statement, insert_into
 
-_LAST = select(audit.c.digest).order_by(audit.c.seq.desc()).limit(1)
-_ALL = select(audit.c.seq, audit.c.at, audit.c.event, audit.c.fields, audit.c.digest).order_by(audit.c.seq)
+_APPEND = insert_into(audit, "at", "event", "fields", "digest")
+_LAST = Statement(select(audit.c.digest).order_by(audit.c.seq.desc()).limit(1))
+_ALL = Statement(select(audit.c.seq, audit.c.at, audit.c.event, audit.c.fields, audit.c.digest).order_by(audit.c.seq))
 
 
 def last_digest(transaction: Connection) -> bytes | None:
     """The digest of the newest entry; None in an empty log."""
-    digest: bytes | None = transaction.execute(_LAST).scalar_one_or_none()
-    return digest
+    row = _LAST.first(transaction)
+    return None if row is None else bytes(row[0])
 
 
 def append(transaction: Connection, at: datetime, event: str, fields: str, digest: bytes) -> None:
     """Add an entry."""
-    transaction.execute(insert(audit), {"at": at, "event": event, "fields": fields, "digest": digest})
+    _APPEND.run(transaction, at=at, event=event, fields=fields, digest=digest)
 
 
 def entries(transaction: Connection) -> Iterator[AuditRecord]:
     """Every entry, oldest first."""
-    for row in transaction.execute(_ALL):
+    for row in _ALL.each(transaction):
         yield AuditRecord(*row)

@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from fleet.identity import DeviceId, Principal, Role, Serial, State
+from fleet.messages import ResultState
 
 
 class CertificateState(StrEnum):
@@ -97,3 +98,59 @@ class AuditRecord:
     event: str
     fields: str
     digest: bytes
+
+
+class CommandState(StrEnum):
+    """How far a command has come; the last three are final."""
+
+    QUEUED = "queued"
+    SENT = "sent"  # the broker has it
+    ACCEPTED = "accepted"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    EXPIRED = "expired"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (CommandState.DONE, CommandState.FAILED, CommandState.EXPIRED)
+
+    def may_become(self, reported: ResultState) -> bool:
+        """Whether a device's report moves a command on; reports arrive late, twice, and out of order.
+
+        A command that the fleet gave up may have been begun in time all the same: its outcome still counts.
+        """
+        if self is CommandState.EXPIRED:
+            return reported in (ResultState.DONE, ResultState.FAILED)
+        return not self.is_final and _ORDER.index(self) < _ORDER.index(CommandState(reported.value))
+
+
+_ORDER = tuple(CommandState)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRecord:
+    """An order to one device. `args` and `output` are JSON texts; there is no output before the end."""
+
+    id: str
+    device: DeviceId
+    epoch: int
+    name: str
+    args: str
+    state: CommandState
+    created_at: datetime
+    deadline: datetime
+    changed_at: datetime
+    output: str | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceRecord:
+    """Whether a device is connected, since when, and when it was last heard of."""
+
+    is_online: bool
+    reason: str
+    agent_version: str
+    changed_at: datetime
+    last_seen: datetime

@@ -160,3 +160,36 @@ audit: Final = Table(
     sqlite_autoincrement=True,
 )
 """What was done, each entry's digest over the one before it (`enroll/audit.py`)."""
+
+presence: Final = Table(
+    "presence",
+    metadata,
+    Column("principal", ForeignKey("principals.id"), primary_key=True),
+    Column("online", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("agent", Text, nullable=False),
+    Column("changed_at", Instant, nullable=False),
+    Column("last_seen", Instant, nullable=False),
+)
+"""Who is connected, as dispatch heard. `last_seen` moves with each status, hello and result, not with telemetry."""
+
+commands: Final = Table(
+    "commands",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("device", ForeignKey("principals.id"), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("args", Text, nullable=False),  # a JSON object
+    Column("state", String(16), nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("deadline", Instant, nullable=False),
+    Column("changed_at", Instant, nullable=False),
+    Column("output", Text, nullable=True),  # a JSON value
+    Column("error", Text, nullable=False),
+    Index(None, "state", "deadline"),
+    Index(None, "device", "state"),
+    sqlite_autoincrement=True,
+)
+"""Orders to devices, in the order they were given. `epoch`: who takes over an id does not inherit its commands."""

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from enroll.registry.identity import CERTIFICATE_COLUMNS, certificate_of, decode_groups, encode_groups
 from enroll.registry.records import CertificateRecord, TokenRecord
 from enroll.registry.schema import certificates, requests, tokens
+from enroll.registry.statement import Row, Statement, insert_into
 from fleet.identity import DeviceId, Role
 
-_TOKEN = select(
-    tokens.c.id,
-    tokens.c.digest,
-    tokens.c.device,
-    tokens.c.pattern,
-    tokens.c.role,
-    tokens.c.groups,
-    tokens.c.profile,
-    tokens.c.replace,
-    tokens.c.uses,
-    tokens.c.uses_left,
-    tokens.c.created_at,
-    tokens.c.expires_at,
-    tokens.c.revoked_at,
+_COLUMNS = (
+    *("id", "digest", "device", "pattern", "role", "groups", "profile", "replace", "uses", "uses_left"),
+    *("created_at", "expires_at", "revoked_at"),
 )
-_TOKEN_BY_ID = _TOKEN.where(tokens.c.id == bindparam("id"))
-_REDEEM = (
+_TOKEN = select(*(tokens.c[name] for name in _COLUMNS))
+_TOKEN_BY_ID = Statement(_TOKEN.where(tokens.c.id == bindparam("of")))
+_TOKENS = Statement(_TOKEN.order_by(tokens.c.created_at, tokens.c.id))
+_ADD = insert_into(tokens, *_COLUMNS)
+_REDEEM = Statement(
     update(tokens)
     .where(
         tokens.c.id == bindparam("of"),
@@ -38,76 +30,82 @@ _REDEEM = (
     )
     .values(uses_left=tokens.c.uses_left - 1)
 )
-_REDEMPTION = (
+_REVOKE = Statement(
+    update(tokens)
+    .where(tokens.c.id == bindparam("of"), tokens.c.revoked_at.is_(None))
+    .values(revoked_at=bindparam("now"))
+)
+_REVOKE_REPLACING = Statement(
+    update(tokens)
+    .where(tokens.c.device == bindparam("of"), tokens.c.replace, tokens.c.revoked_at.is_(None))
+    .values(revoked_at=bindparam("now"))
+)
+_RECORD_REDEMPTION = insert_into(requests, "token", "key", "certificate", "created_at")
+_REDEMPTION = Statement(
     select(*CERTIFICATE_COLUMNS)
     .join(requests, requests.c.certificate == certificates.c.number)
-    .where(requests.c.token == bindparam("token"), requests.c.key == bindparam("key"))
+    .where(requests.c.token == bindparam("token"), requests.c.key == bindparam("of"))
 )
 
 
 def add_token(transaction: Connection, record: TokenRecord) -> None:
     """Add a token."""
-    transaction.execute(
-        insert(tokens),
-        {
-            "id": record.id,
-            "digest": record.digest,
-            "device": record.device,
-            "pattern": record.pattern,
-            "role": record.role.value,
-            "groups": encode_groups(record.groups),
-            "profile": record.profile,
-            "replace": record.replace,
-            "uses": record.uses,
-            "uses_left": record.uses_left,
-            "created_at": record.created_at,
-            "expires_at": record.expires_at,
-            "revoked_at": record.revoked_at,
-        },
+    _ADD.run(
+        transaction,
+        id=record.id,
+        digest=record.digest,
+        device=record.device,
+        pattern=record.pattern,
+        role=record.role.value,
+        groups=encode_groups(record.groups),
+        profile=record.profile,
+        replace=record.replace,
+        uses=record.uses,
+        uses_left=record.uses_left,
+        created_at=record.created_at,
+        expires_at=record.expires_at,
+        revoked_at=record.revoked_at,
     )
 
 
 def find_token(transaction: Connection, id: str) -> TokenRecord | None:
     """The token of that id."""
-    row = transaction.execute(_TOKEN_BY_ID, {"id": id}).first()
+    row = _TOKEN_BY_ID.first(transaction, of=id)
     return None if row is None else _token(row)
 
 
 def list_tokens(transaction: Connection) -> list[TokenRecord]:
     """Every token, oldest first."""
-    return [_token(row) for row in transaction.execute(_TOKEN.order_by(tokens.c.created_at, tokens.c.id))]
+    return [_token(row) for row in _TOKENS.all(transaction)]
 
 
 def redeem(transaction: Connection, id: str, now: datetime) -> bool:
     """Take one use by compare-and-swap; False if the token is used up, over or revoked."""
-    return transaction.execute(_REDEEM, {"of": id, "now": now}).rowcount == 1
+    return _REDEEM.run(transaction, of=id, now=now) == 1
 
 
 def revoke_token(transaction: Connection, id: str, now: datetime) -> None:
     """End a token."""
-    of = (tokens.c.id == id) & tokens.c.revoked_at.is_(None)
-    transaction.execute(update(tokens).where(of).values(revoked_at=now))
+    _REVOKE.run(transaction, of=id, now=now)
 
 
 def revoke_replace_tokens(transaction: Connection, device: DeviceId, now: datetime) -> None:
     """End the tokens that could give `device` a new identity."""
-    of = (tokens.c.device == device) & tokens.c.replace & tokens.c.revoked_at.is_(None)
-    transaction.execute(update(tokens).where(of).values(revoked_at=now))
+    _REVOKE_REPLACING.run(transaction, of=device, now=now)
 
 
 def record_redemption(transaction: Connection, token: str, key: bytes, certificate: int, now: datetime) -> None:
     """Remember which certificate a token gave to a key."""
-    values = {"token": token, "key": key, "certificate": certificate, "created_at": now}
-    transaction.execute(insert(requests), values)
+    _RECORD_REDEMPTION.run(transaction, token=token, key=key, certificate=certificate, created_at=now)
 
 
 def redemption(transaction: Connection, token: str, key: bytes) -> CertificateRecord | None:
     """The certificate that the token gave to that key."""
-    row = transaction.execute(_REDEMPTION, {"token": token, "key": key}).first()
+    row = _REDEMPTION.first(transaction, token=token, of=key)
     return None if row is None else certificate_of(row)
 
 
-def _token(row: Row[*tuple[Any, ...]]) -> TokenRecord:
+def _token(row: Row) -> TokenRecord:
     name, digest, device, pattern, role, groups, profile, replace, uses, uses_left, created, expires, revoked = row
     return TokenRecord(
         name,

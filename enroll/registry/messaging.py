@@ -1,0 +1,195 @@
+"""Presence and commands: reads and writes within a caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, Select, bindparam, func, insert, or_, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from enroll.registry.records import CommandRecord, CommandState, PresenceRecord
+from enroll.registry.schema import commands, presence, principals
+from fleet.identity import DeviceId, State
+from fleet.messages import ResultMessage, encode_object
+
+_UNDELIVERED: Final = (CommandState.QUEUED.value, CommandState.SENT.value)
+_UNFINISHED: Final = (*_UNDELIVERED, CommandState.ACCEPTED.value, CommandState.RUNNING.value)
+
+_COMMAND = select(
+    commands.c.id,
+    commands.c.device,
+    commands.c.epoch,
+    commands.c.name,
+    commands.c.args,
+    commands.c.state,
+    commands.c.created_at,
+    commands.c.deadline,
+    commands.c.changed_at,
+    commands.c.output,
+    commands.c.error,
+)
+_IS_FOR_THIS_HOLDER = (principals.c.epoch == commands.c.epoch) & (principals.c.state == State.ACTIVE.value)
+_SENDABLE = (
+    _COMMAND.join(principals, principals.c.id == commands.c.device)
+    .where(_IS_FOR_THIS_HOLDER, commands.c.deadline > bindparam("now"))
+    .order_by(commands.c.number)
+)
+_DUE: Select[Any] = (
+    _SENDABLE.join(presence, presence.c.principal == commands.c.device)
+    .where(commands.c.state == CommandState.QUEUED.value, presence.c.online)
+    .limit(bindparam("limit"))
+)
+_UNFINISHED_OF = _SENDABLE.where(commands.c.device == bindparam("device"), commands.c.state.in_(_UNFINISHED))
+_COMMAND_BY_ID = _COMMAND.where(commands.c.id == bindparam("id"))
+_RESULT = (
+    update(commands)
+    .where(commands.c.id == bindparam("of"))
+    .values({name: bindparam(name) for name in ("state", "changed_at", "output", "error")})
+)
+_SENT = (
+    update(commands)
+    .where(commands.c.id == bindparam("of"), commands.c.state == CommandState.QUEUED.value)
+    .values(state=CommandState.SENT.value, changed_at=bindparam("at"))
+)
+_OVER = (
+    select(commands.c.id)
+    .join(principals, principals.c.id == commands.c.device)
+    .where(
+        commands.c.state.in_(_UNDELIVERED),
+        or_(
+            commands.c.deadline <= bindparam("now"),
+            principals.c.epoch != commands.c.epoch,
+            principals.c.state.in_((State.REVOKED.value, State.REMOVED.value)),
+        ),
+    )
+    .limit(bindparam("limit"))
+)
+_NEXT_DEADLINE = select(func.min(commands.c.deadline)).where(commands.c.state.in_(_UNDELIVERED))
+_PRESENCE = select(
+    presence.c.online, presence.c.reason, presence.c.agent, presence.c.changed_at, presence.c.last_seen
+).where(presence.c.principal == bindparam("id"))
+_SEEN = update(presence).where(presence.c.principal == bindparam("of")).values(last_seen=bindparam("at"))
+
+
+def add_command(transaction: Connection, record: CommandRecord) -> None:
+    """Add a command to a principal that is there."""
+    transaction.execute(
+        insert(commands),
+        {
+            "id": record.id,
+            "device": record.device,
+            "epoch": record.epoch,
+            "name": record.name,
+            "args": record.args,
+            "state": record.state.value,
+            "created_at": record.created_at,
+            "deadline": record.deadline,
+            "changed_at": record.changed_at,
+            "output": record.output,
+            "error": record.error,
+        },
+    )
+
+
+def find_command(transaction: Connection, id: str) -> CommandRecord | None:
+    """The command of that id."""
+    row = transaction.execute(_COMMAND_BY_ID, {"id": id}).first()
+    return None if row is None else _command(row)
+
+
+def due_commands(transaction: Connection, now: datetime, limit: int) -> list[CommandRecord]:
+    """Up to `limit` queued commands of devices that are online, in the order they were given."""
+    return [_command(row) for row in transaction.execute(_DUE, {"now": now, "limit": limit})]
+
+
+def unfinished_commands(transaction: Connection, device: DeviceId, now: datetime) -> list[CommandRecord]:
+    """What a device that says hello must (again) be sent: it knows what it has answered, and answers that again."""
+    return [_command(row) for row in transaction.execute(_UNFINISHED_OF, {"device": device, "now": now})]
+
+
+def mark_sent(transaction: Connection, ids: Iterable[str], now: datetime) -> None:
+    """The broker has taken these."""
+    for each in ids:
+        transaction.execute(_SENT, {"of": each, "at": now})
+
+
+def record_result(
+    transaction: Connection, device: DeviceId, command_id: str, result: ResultMessage, now: datetime
+) -> bool | None:
+    """Store what a device says of its own command: whether that was news; None if the device has no such command."""
+    found = find_command(transaction, command_id)
+    if found is None or found.device != device:
+        return None
+    if not found.state.may_become(result.state):
+        return False
+    values = {
+        "state": result.state.value,
+        "changed_at": now,
+        "output": encode_output(result.output) if result.state.is_final else None,
+        "error": result.error,
+    }
+    transaction.execute(_RESULT, {"of": command_id, **values})
+    return True
+
+
+def encode_output(output: Any) -> str:
+    """A command's output as the tables keep it: any JSON value, not only an object."""
+    return encode_object({"output": output}).decode()[len('{"output":') : -1]
+
+
+def expire_commands(transaction: Connection, now: datetime, limit: int) -> list[str]:
+    """Give up what was not accepted in time, or whose device is no more; their ids."""
+    over = [str(each) for (each,) in transaction.execute(_OVER, {"now": now, "limit": limit})]
+    for each in over:
+        values = {"state": CommandState.EXPIRED.value, "changed_at": now, "output": None, "error": ""}
+        transaction.execute(_RESULT, {"of": each, **values})
+    return over
+
+
+def next_deadline(transaction: Connection) -> datetime | None:
+    """When the next undelivered command is over."""
+    moment: datetime | None = transaction.execute(_NEXT_DEADLINE).scalar_one_or_none()
+    return moment
+
+
+def find_presence(transaction: Connection, id: DeviceId) -> PresenceRecord | None:
+    """What was last heard of a principal."""
+    row = transaction.execute(_PRESENCE, {"id": id}).first()
+    return None if row is None else PresenceRecord(*row)
+
+
+def set_presence(transaction: Connection, id: DeviceId, record: PresenceRecord) -> None:
+    """Store what was heard of a principal that is there."""
+    values = {
+        "online": record.is_online,
+        "reason": record.reason,
+        "agent": record.agent_version,
+        "changed_at": record.changed_at,
+        "last_seen": record.last_seen,
+    }
+    statement = upsert(presence).values(principal=id, **values)
+    transaction.execute(statement.on_conflict_do_update(index_elements=["principal"], set_=values))
+
+
+def touch(transaction: Connection, id: DeviceId, now: datetime) -> None:
+    """The principal was heard of now."""
+    transaction.execute(_SEEN, {"of": id, "at": now})
+
+
+def _command(row: Row[*tuple[Any, ...]]) -> CommandRecord:
+    command, device, epoch, name, args, state, created_at, deadline, changed_at, output, error = row
+    return CommandRecord(
+        command,
+        DeviceId(device),
+        epoch,
+        name,
+        args,
+        CommandState(state),
+        created_at,
+        deadline,
+        changed_at,
+        output,
+        error,
+    )
