@@ -209,7 +209,15 @@ def _status(options: argparse.Namespace, home: AgentHome) -> int:
 
 
 def _explain(options: argparse.Namespace, home: AgentHome) -> int:
-    raise FleetError("not in this build")
+    from device_agent.explain import Explanation
+
+    credential = Store(home, PosixDisk()).credential()
+    Explanation(home, credential, _say, time.monotonic, lambda: datetime.now(UTC)).tell()
+    return 0
+
+
+def _say(line: str = "", /) -> None:
+    print(line, flush=True)
 
 
 if __name__ == "__main__":
