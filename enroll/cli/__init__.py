@@ -1,0 +1,45 @@
+"""The command line `enroll`: a file a noun, and here the one place where errors become words and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from enroll.cli.app import app
+from fleet.errors import FleetError, printable, report
+
+
+def main() -> int:
+    """Run the command line; its exit status (DESIGN section 9)."""
+    try:
+        status = app(prog_name="enroll", standalone_mode=False)
+        sys.stdout.flush()
+    except FleetError as error:
+        print(report(error), file=sys.stderr)
+        return error.exit_code
+    except typer.TyperException as error:
+        return _report_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        return _reader_gone()
+    return status if isinstance(status, int) else 0
+
+
+def _report_usage(error: typer.TyperException) -> int:
+    context = getattr(error, "ctx", None)
+    if context is not None and not context.args and not error.format_message().strip():
+        return 2
+    message = error.format_message().rstrip(".")
+    print(f"error: {printable(message[:1].lower() + message[1:])}", file=sys.stderr)
+    if context is not None:
+        print(f"hint: {context.command_path} --help", file=sys.stderr)
+    return 2
+
+
+def _reader_gone() -> int:
+    """As a program that SIGPIPE ended, and nothing more is said: the interpreter would complain at its own flush."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141

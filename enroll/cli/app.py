@@ -1,0 +1,41 @@
+"""All commands, noun then verb. Nothing heavy is imported here: each verb loads what it needs when it runs."""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+from enroll.cli import ca, cert, device, init, log, policy, send, serve, token
+from enroll.cli.options import HomeOption, group
+
+app = typer.Typer(
+    help="Give every device of a fleet an identity of its own, and say what it may do.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def root(home: HomeOption = None) -> None:
+    """Before the verb, `--home` is what FLEET_HOME is for everything behind it."""
+    if home is not None:
+        os.environ["FLEET_HOME"] = str(home)
+
+
+app.command("init")(init.init)
+app.command("serve")(serve.serve)
+app.command("send")(send.send)
+
+for noun, verbs, help_ in (
+    ("token", token.VERBS, "What lets a device in once."),
+    ("device", device.VERBS, "Whoever holds a certificate: devices, operators, services, brokers."),
+    ("cert", cert.VERBS, "Every certificate that was issued."),
+    ("ca", ca.VERBS, "The certificate authority."),
+    ("policy", policy.VERBS, "Who may publish and subscribe where."),
+    ("log", log.VERBS, "What was done, and that nobody changed it since."),
+):
+    app.add_typer(group(verbs, help_), name=noun)

@@ -1,0 +1,84 @@
+"""`enroll policy`: who may publish and subscribe where."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from enroll.cli.options import HomeOption, Output, OutputOption, Verbs, admin_home, open_registry
+from enroll.cli.output import Row, print_rows
+from fleet import topics
+from fleet.errors import Denied, InvalidInput, NotFound
+from fleet.identity import DeviceId, Principal
+from fleet.policy import Action, Decision, Rule
+
+
+def show(output: OutputOption = Output.TABLE, home: HomeOption = None) -> None:
+    """List the rules; what none of them allows is refused."""
+    from enroll.home import read_config
+
+    rows = [_row(rule) for rule in read_config(admin_home(home)).policy.rules]
+    print_rows(output, ("RULE", "ROLE", "ID", "ACTION", "TOPICS"), rows, nothing="there are no rules")
+
+
+def _row(rule: Rule) -> Row:
+    fields = {
+        "name": rule.name,
+        "role": rule.role.value,
+        "id": rule.id,
+        "action": rule.action.value,
+        "pattern": rule.pattern,
+    }
+    return Row(rule.name, fields, (rule.name, rule.role.value, rule.id or "any", rule.action.value, rule.pattern))
+
+
+def check(
+    id: Annotated[str, typer.Argument(metavar="ID", help="Whoever would do it.")],
+    action: Annotated[str, typer.Argument(metavar="publish|subscribe", help="What it would do.")],
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="A topic, or a filter to subscribe to.")],
+    output: OutputOption = Output.TABLE,
+    home: HomeOption = None,
+) -> None:
+    """Say whether it may, and by which rule; exit status 4 if it may not."""
+    from enroll.home import read_config
+    from enroll.registry import identity
+
+    at, wanted = admin_home(home), _action(action)
+    _check_topic(wanted, topic)
+    with open_registry(at) as registry, registry.read() as transaction:
+        found = identity.find_principal(transaction, DeviceId(id))
+    if found is None:
+        raise NotFound(f"there is no {id}", hint="enroll device list")
+    principal = found.principal
+    decision = read_config(at).policy.decide(principal, wanted, topic)
+    _print(output, principal, wanted, topic, decision)
+
+
+def _action(text: str) -> Action:
+    try:
+        return Action(text)
+    except ValueError as error:
+        raise InvalidInput(f"{text[:40]!r} is not an action", hint="publish or subscribe") from error
+
+
+def _check_topic(action: Action, topic: str) -> None:
+    is_valid = topics.is_topic_name(topic) if action is Action.PUBLISH else topics.is_topic_filter(topic)
+    if not is_valid:
+        kind = "a topic to publish to" if action is Action.PUBLISH else "a topic filter"
+        raise InvalidInput(f"{topic[:120]!r} is not {kind}", hint="as devices/pump-07/up/telemetry/load")
+
+
+def _print(output: Output, principal: Principal, action: Action, topic: str, decision: Decision) -> None:
+    rule = decision.rule.name if decision.rule else None
+    if output is Output.JSON:
+        shown = {"principal": str(principal), "action": action.value, "topic": topic}
+        print(json.dumps(shown | {"allowed": decision.allowed, "rule": rule}, indent=2))
+    elif rule is not None:
+        print(rule if output is Output.NAME else f"allowed by {rule}")
+    if not decision.allowed:
+        raise Denied(f"{principal} may not {action} {topic}: no rule allows it", hint="enroll policy show")
+
+
+VERBS: Verbs = {"show": show, "check": check}

@@ -1,0 +1,114 @@
+"""`enroll serve`: the enrollment service and dispatch, in one process, until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from enroll.cli.options import HomeOption, admin_home, now, open_registry, token_bytes
+from enroll.cli.token import advertised
+from fleet.config import Address, parse_address
+from fleet.identity import Server
+from fleet.join import check_enroll_url
+from fleet.layout import AdminHome, RunFile
+
+if TYPE_CHECKING:
+    from enroll.registry import Registry
+    from fleet.config import FleetConfig
+
+
+def serve(
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Port 0 takes any.", show_default="as fleet.toml says")
+    ] = None,
+    public_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="How devices reach it.", show_default="https://HOST:PORT")
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """Run the enrollment service: it lets devices in, and keeps what they say and are told."""
+    from enroll.home import read_config
+
+    at = admin_home(home)
+    config = read_config(at)
+    address = config.enroll_listen if listen is None else parse_address(listen)
+    if public_url is not None:
+        check_enroll_url(public_url)
+    _log_to_stderr()
+    with open_registry(at) as registry, _runner() as runner:
+        runner.run(_serve(at, config, registry, address, public_url))
+
+
+def _log_to_stderr() -> None:
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+
+
+def _runner() -> asyncio.Runner:
+    import uvloop
+
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+
+
+async def _serve(
+    home: AdminHome, config: FleetConfig, registry: Registry, listen: Address, public_url: str | None
+) -> None:
+    from enroll.commits import Commits
+    from enroll.serving import Ports, serving
+
+    ports = Ports(now, time.monotonic, token_bytes)
+    async with (
+        _stopping() as stop,
+        Commits(registry) as commits,
+        serving(home, config, registry, commits, ports, listen=listen) as address,
+    ):
+        url = public_url or advertised(config.hosts[0], address.port)
+        with _announced(home, url):
+            print(f"enroll: ready {advertised(address.host, address.port)}", flush=True)
+            await stop.wait()
+
+
+@contextlib.asynccontextmanager
+async def _stopping() -> AsyncIterator[asyncio.Event]:
+    """An event that SIGTERM or SIGINT sets."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    yield stop
+
+
+@contextlib.contextmanager
+def _announced(home: AdminHome, url: str) -> Iterator[None]:
+    """`run/enroll.json` says where the service is, for as long as it is there."""
+    path = home.run_file(Server.ENROLL)
+    _replace(path, RunFile(url).encode())
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """The whole file or the one before it, whoever reads when; 0600 as all in the home."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)

@@ -1,0 +1,196 @@
+"""`enroll token`: what lets a device in once."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, assert_never
+
+import typer
+
+from enroll.cli.options import (
+    HomeOption,
+    Output,
+    OutputOption,
+    Verbs,
+    admin_home,
+    now,
+    open_registry,
+    parse_duration,
+    token_bytes,
+    user,
+)
+from enroll.cli.output import Row, ahead, print_rows, say, time_or_none
+from fleet.errors import FleetError, InvalidInput
+from fleet.identity import DeviceId, Role, Server
+from fleet.join import JoinCode, JoinFile, check_enroll_url
+from fleet.layout import AdminHome, decode_run_file
+
+if TYPE_CHECKING:
+    from enroll.registry.records import TokenRecord
+    from enroll.service import Invitation
+
+
+class Form(StrEnum):
+    """What `token create` prints on stdout."""
+
+    TEXT = "text"
+    JSON = "json"
+    CODE = "code"
+    FILE = "file"
+
+
+def create(
+    device: Annotated[str | None, typer.Option(metavar="ID", help="For this one id.")] = None,
+    match: Annotated[str | None, typer.Option(metavar="PATTERN", help="For every id like this: 'pump-*'.")] = None,
+    role: Annotated[str, typer.Option(metavar="ROLE", help="device, operator, service or broker.")] = Role.DEVICE.value,
+    group: Annotated[list[str] | None, typer.Option(metavar="G", help="A group to be in; may be repeated.")] = None,
+    uses: Annotated[int, typer.Option(metavar="N", help="How many devices it lets in.")] = 1,
+    ttl: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long it lives.", show_default="24h; 1h for other roles")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Give an id that is taken to a new key.")] = False,
+    output: Annotated[
+        Form, typer.Option("--output", "-o", metavar="text|json|code|file", help="What to print.", show_default="text")
+    ] = Form.TEXT,
+    home: HomeOption = None,
+) -> None:
+    """Make a token, and print the command that uses it. It is shown this once."""
+    from enroll.service import invite
+    from enroll.tokens import TokenOrder
+
+    order = TokenOrder(
+        None if device is None else DeviceId(device),
+        match,
+        parse_role(role),
+        tuple(group or ()),
+        uses=uses,
+        ttl=None if ttl is None else parse_duration(ttl),
+        replace=replace,
+    )
+    at = admin_home(home)
+    url, pin = enroll_url(at), _root_pin(at)
+    with open_registry(at) as registry:
+        invitation = invite(registry, order, by=user(), now=now(), token_bytes=token_bytes)
+    _print(output, invitation, JoinCode(url, pin, invitation.token))
+
+
+def parse_role(text: str) -> Role:
+    """Raises: InvalidInput."""
+    try:
+        return Role(text)
+    except ValueError as error:
+        raise InvalidInput(f"{text[:40]!r} is not a role", hint=f"one of {', '.join(Role)}") from error
+
+
+def enroll_url(home: AdminHome) -> str:
+    """Where devices reach the service: as it said at ready, else as fleet.toml has it. Raises: FleetError."""
+    from enroll.home import read_config
+
+    try:
+        return check_enroll_url(decode_run_file(home.run_file(Server.ENROLL).read_bytes()).url)
+    except FileNotFoundError:
+        config = read_config(home)
+    if config.enroll_listen.port == 0:
+        raise FleetError("the service takes any free port, and does not run", hint="start it first: enroll serve")
+    return check_enroll_url(advertised(config.hosts[0], config.enroll_listen.port))
+
+
+def advertised(host: str, port: int) -> str:
+    """The address under which others reach the service."""
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
+
+def _root_pin(home: AdminHome) -> bytes:
+    from enroll.authority import read_certificate
+    from fleet import pki
+
+    return pki.pin_of(read_certificate(home.root.certificate))
+
+
+def _print(form: Form, invitation: Invitation, code: JoinCode) -> None:
+    record = invitation.record
+    command = _command(record, code)
+    match form:
+        case Form.TEXT:
+            say(f"token {record.id} for {record.device or record.pattern}, {_uses(record)}, {ahead_of(record)}; run:")
+            print(command)
+        case Form.JSON:
+            shown = {"id": record.id, "token": str(invitation.token), "code": str(code), "command": command}
+            print(json.dumps(shown | {"expires_at": time_or_none(record.expires_at)}, indent=2))
+        case Form.CODE:
+            print(code)
+        case Form.FILE:
+            print(JoinFile(code, record.device).encode(), end="")
+        case _:
+            assert_never(form)
+
+
+def _command(record: TokenRecord, code: JoinCode) -> str:
+    if record.role is Role.BROKER:
+        return f"broker join {code}"
+    return f"device-agent join {code}" + (f" --id {record.device}" if record.device else "")
+
+
+def _uses(record: TokenRecord) -> str:
+    return "one use" if record.uses == 1 else f"{record.uses} uses"
+
+
+def ahead_of(record: TokenRecord) -> str:
+    """Until when, for people."""
+    return f"until {record.expires_at:%Y-%m-%d %H:%M} UTC"
+
+
+def list_(output: OutputOption = Output.TABLE, home: HomeOption = None) -> None:
+    """List tokens. Their secrets are stored nowhere."""
+    from enroll.service import tokens
+
+    moment = now()
+    with open_registry(admin_home(home)) as registry:
+        rows = [
+            Row(
+                record.id,
+                _fields(record),
+                (
+                    record.id,
+                    record.device or record.pattern or "",
+                    record.role.value,
+                    f"{record.uses_left}/{record.uses}",
+                    ahead(record.expires_at, moment),
+                    "revoked" if record.revoked_at else "",
+                ),
+            )
+            for record in tokens(registry)
+        ]
+    print_rows(output, ("ID", "FOR", "ROLE", "USES", "EXPIRES", "STATE"), rows, nothing="there are no tokens")
+
+
+def _fields(record: TokenRecord) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "device": record.device,
+        "match": record.pattern,
+        "role": record.role.value,
+        "groups": list(record.groups),
+        "replace": record.replace,
+        "uses": record.uses,
+        "uses_left": record.uses_left,
+        "created_at": time_or_none(record.created_at),
+        "expires_at": time_or_none(record.expires_at),
+        "revoked_at": time_or_none(record.revoked_at),
+    }
+
+
+def revoke(
+    id: Annotated[str, typer.Argument(metavar="TOKEN", help="Its id, as token list shows it.")],
+    home: HomeOption = None,
+) -> None:
+    """End a token. Whoever it let in already stays."""
+    from enroll.service import revoke_token
+
+    with open_registry(admin_home(home)) as registry:
+        record = revoke_token(registry, id, by=user(), now=now())
+    say(f"token {record.id} lets nobody in any more")
+
+
+VERBS: Verbs = {"create": create, "list": list_, "revoke": revoke}
