@@ -26,9 +26,9 @@ from enroll.service import Enrolment, Issued, NotAllowed, Peer, admit
 from enroll.tokens import TokenRefused
 from fleet import directory, est
 from fleet.errors import Denied, FleetError, InvalidInput, NotFound, printable
-from fleet.est import EstRequest, EstResponse, InvalidCsr
+from fleet.est import Csr, EstRequest, EstResponse, InvalidCsr
 from fleet.identity import InvalidDeviceId, Role, Serial
-from fleet.join import InvalidToken, Token, parse_token
+from fleet.join import InvalidToken, parse_token
 from fleet.messages import MAX_TELEMETRY_BYTES
 from fleet.pki import WeakKey, serial_of
 
@@ -180,29 +180,15 @@ class EstApp:
 
     def _simple_enroll(self, request: EstRequest) -> EstResponse:
         _check_body(request)
-        token = self._authenticated(request)
-        csr = est.parse_csr(est.decode_body(request.body))
-        try:
-            issued = self.enrolment.enrol(token, csr, self.clock())
-        except TokenRefused:
-            self._by_token.count(token.id, self.monotonic())
-            raise
-        return _certified(issued)
-
-    def _authenticated(self, request: EstRequest) -> Token:
-        """The token in the request, once it is known to be one of ours.
-
-        Raises: _TooManyRefusals, _Unauthenticated, InvalidToken, TokenRefused.
-        """
         self._check_refusals(self._by_address, network_of(request.address))
         token = parse_token(_password(request))
         self._check_refusals(self._by_token, token.id)
         try:
-            self.enrolment.check_token(token)
+            issued = self.enrolment.enrol(token, lambda: _csr_in(request), self.clock())
         except TokenRefused:
             self._by_token.count(token.id, self.monotonic())
             raise
-        return token
+        return _certified(issued)
 
     def _check_refusals(self, limit: RateLimit, key: str) -> None:
         if seconds := limit.retry_after(key, self.monotonic()):
@@ -211,8 +197,7 @@ class EstApp:
     def _simple_reenroll(self, request: EstRequest) -> EstResponse:
         _check_body(request)
         peer = self.admitted(request)
-        csr = est.parse_csr(est.decode_body(request.body))
-        return _certified(self.enrolment.reenrol(peer.certificate.serial, csr, self.clock()))
+        return _certified(self.enrolment.reenrol(peer.certificate.serial, _csr_in(request), self.clock()))
 
     def admitted(self, request: EstRequest, role: Role | None = None) -> Peer:
         """Who asks, decided anew for every request. Raises: _TooManyRefusals, _NoCertificate, NotAdmitted, Denied."""
@@ -274,6 +259,10 @@ def _check_body(request: EstRequest) -> None:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != est.PKCS10:
         raise _WrongType(f"the body is not {est.PKCS10}", hint=f"send it with Content-Type: {est.PKCS10}")
+
+
+def _csr_in(request: EstRequest) -> Csr:
+    return est.parse_csr(est.decode_body(request.body))
 
 
 def too_large() -> FleetError:

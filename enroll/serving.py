@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -56,6 +57,8 @@ async def serving(
     with ThreadPoolExecutor(1, "feed") as readers:
         server = EnrollServer(app, DirectoryFeed(registry, commits, readers), context, limits or Limits())
         address = await server.start(listen)
+        gc.collect()
+        gc.freeze()  # what was loaded by now is no garbage, and is not looked through for any again
         try:
             yield address
         finally:

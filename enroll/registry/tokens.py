@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, and_, bindparam, select, update
 
-from enroll.registry.identity import CERTIFICATE_COLUMNS, certificate_of, decode_groups, encode_groups
-from enroll.registry.records import CertificateRecord, TokenRecord
-from enroll.registry.schema import certificates, requests, tokens
+from enroll.registry.identity import decode_groups, encode_groups
+from enroll.registry.records import TokenRecord
+from enroll.registry.schema import certificates, keys, requests, tokens
 from enroll.registry.statement import Row, Statement, insert_into
-from fleet.identity import DeviceId, Role
+from fleet.identity import DeviceId, Role, Serial
 
 _COLUMNS = (
     *("id", "digest", "device", "pattern", "role", "groups", "profile", "replace", "uses", "uses_left"),
@@ -41,10 +42,12 @@ _REVOKE_REPLACING = Statement(
     .values(revoked_at=bindparam("now"))
 )
 _RECORD_REDEMPTION = insert_into(requests, "token", "key", "certificate", "created_at")
-_REDEMPTION = Statement(
-    select(*CERTIFICATE_COLUMNS)
-    .join(requests, requests.c.certificate == certificates.c.number)
-    .where(requests.c.token == bindparam("token"), requests.c.key == bindparam("of"))
+_USE_OF_KEY = Statement(
+    select(certificates.c.serial)
+    .select_from(keys)
+    .outerjoin(requests, and_(requests.c.key == keys.c.spki_sha256, requests.c.token == bindparam("token")))
+    .outerjoin(certificates, certificates.c.number == requests.c.certificate)
+    .where(keys.c.spki_sha256 == bindparam("of"))
 )
 
 
@@ -99,10 +102,20 @@ def record_redemption(transaction: Connection, token: str, key: bytes, certifica
     _RECORD_REDEMPTION.run(transaction, token=token, key=key, certificate=certificate, created_at=now)
 
 
-def redemption(transaction: Connection, token: str, key: bytes) -> CertificateRecord | None:
-    """The certificate that the token gave to that key."""
-    row = _REDEMPTION.first(transaction, token=token, of=key)
-    return None if row is None else certificate_of(row)
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """What a key was used for: whether it was ever certified, and the serial if it was for the token in question."""
+
+    is_known: bool
+    redeemed: Serial | None
+
+
+def use_of_key(transaction: Connection, token: str, key: bytes) -> KeyUse:
+    """What the key with that SHA-256 was used for, as seen by a token."""
+    row = _USE_OF_KEY.first(transaction, token=token, of=key)
+    if row is None:
+        return KeyUse(is_known=False, redeemed=None)
+    return KeyUse(is_known=True, redeemed=None if row[0] is None else Serial(row[0]))
 
 
 def _token(row: Row) -> TokenRecord:

@@ -1,7 +1,7 @@
 """What admins and devices can do with the fleet: each use case is one transaction, done whole or not at all.
 
 `administration`  invite, revoke_token, tokens; principals, show, suspend, resume, revoke
-`enrolment`       Enrolment: check_token, enrol, reenrol (needs the CA; the others do not)
+`enrolment`       Enrolment: enrol, reenrol (needs the CA; the others do not)
 `admission`       admit: who a client certificate is, now
 """
 

@@ -15,7 +15,7 @@ from enroll.registry.records import LIVE, CertificateRecord, CertificateState, P
 from enroll.service.admission import Peer, admit
 from enroll.service.certification import Order, certify, key_digest
 from fleet import pki
-from fleet.errors import Denied
+from fleet.errors import Denied, FleetError
 from fleet.est import Csr
 from fleet.identity import DeviceId, Principal, Serial, State, TrustDomain
 from fleet.join import Token
@@ -49,26 +49,27 @@ class Enrolment:
     domain: TrustDomain
     token_bytes: Callable[[int], bytes]
 
-    def check_token(self, token: Token) -> None:
-        """Whether the token is one of ours; only then is looked at what a stranger sent. Raises: TokenRefused."""
-        with self.registry.read() as transaction:
-            tokens.check_secret(token_rows.find_token(transaction, token.id), token)
-
-    def enrol(self, token: Token, csr: Csr, now: datetime) -> Issued:
+    def enrol(self, token: Token, read_csr: Callable[[], Csr], now: datetime) -> Issued:
         """The first certificate of an epoch: token, certificate, outbox and audit, all or nothing.
 
-        The same token and key get the same certificate again, whatever became of the first answer.
-        Raises: TokenRefused, NotAllowed, RegistryUnavailable.
+        `read_csr` parses what the stranger sent, and is called once the token has proved to be one of ours. The same
+        token and key get the same certificate again, whatever became of the first answer.
+        Raises: TokenRefused, what `read_csr` raises, NotAllowed, RegistryUnavailable.
         """
-        key = key_digest(csr.public_key)
         with self.registry.write() as transaction:
             record = tokens.check_secret(token_rows.find_token(transaction, token.id), token)
-            before = token_rows.redemption(transaction, record.id, key)
-            if before is not None:
-                return _repeat(transaction, before, csr.device)
+            try:
+                csr = read_csr()
+            except FleetError:
+                tokens.check_unspent(record, now)
+                raise
+            use = token_rows.use_of_key(transaction, record.id, key_digest(csr.public_key))
+            if use.redeemed is not None:
+                return _repeat(transaction, use.redeemed, csr.device)
             tokens.check_unspent(record, now)
             principal = _entitled(transaction, record, csr.device, now)
-            _check_key_is_new(transaction, key)
+            if use.is_known:
+                raise NotAllowed("this key was certified before", hint=_NEW_KEY)
             return self._redeem(transaction, record, principal, csr, now)
 
     def _redeem(
@@ -98,7 +99,8 @@ class Enrolment:
             for certificate in live:
                 if certificate.key == key and certificate.parent == serial:
                     return _given(peer.record, certificate, is_repeated=True)
-            _check_key_is_new(transaction, key)
+            if identity.is_key_known(transaction, key):
+                raise NotAllowed("this key was certified before", hint=_NEW_KEY)
             return self._succeed(transaction, peer, live, csr, now)
 
     def _succeed(
@@ -136,8 +138,10 @@ class Enrolment:
         return certify(transaction, self.issuer, order, now=now, token_bytes=self.token_bytes)
 
 
-def _repeat(transaction: Transaction, certificate: CertificateRecord, device: DeviceId) -> Issued:
+def _repeat(transaction: Transaction, serial: Serial, device: DeviceId) -> Issued:
     """What the token gave to this key before, unless it was ended since."""
+    certificate = identity.find_certificate(transaction, serial)
+    assert certificate is not None
     principal = identity.find_principal(transaction, device)
     if principal is None or certificate.principal != device:
         raise NotAllowed(f"this token and key were used for {certificate.principal}", hint=_ASK_AGAIN)
@@ -171,11 +175,6 @@ def _store(transaction: Transaction, principal: PrincipalRecord) -> None:
     ended = [certificate.serial for certificate in identity.live_certificates_of(transaction, principal.id)]
     identity.set_certificate_states(transaction, ended, CertificateState.REVOKED)
     identity.update_principal(transaction, principal)
-
-
-def _check_key_is_new(transaction: Transaction, key: bytes) -> None:
-    if identity.is_key_known(transaction, key):
-        raise NotAllowed("this key was certified before", hint=_NEW_KEY)
 
 
 def _issued(
