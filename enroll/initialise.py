@@ -27,7 +27,7 @@ from enroll.home import check_private
 from enroll.issuer import Issuer, Names, client_names, server_names
 from enroll.registry import Registry, Transaction, feed, identity
 from enroll.registry.records import CertificateRecord, PrincipalRecord
-from enroll.service.certification import Order, certify
+from enroll.service.certification import Order, certify, key_digest
 from fleet import config, pki
 from fleet.config import Address
 from fleet.errors import FleetError, InvalidInput
@@ -204,7 +204,9 @@ class _Identities:
         principal: Principal | None = None,
     ) -> CertificateRecord:
         key = keys.new_key()
-        order = Order(profile, names, key.public_key(), None if principal is None else principal.id)
+        order = Order(
+            profile, names, key.public_key(), key_digest(key.public_key()), None if principal is None else principal.id
+        )
         record = certify(self.transaction, issuer, order, now=self.now, token_bytes=self.token_bytes)
         audit.record(
             self.transaction,

@@ -13,7 +13,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from aiohttp import web
@@ -154,7 +154,7 @@ class EnrollServer:
             return _closing(_response(refusal(error)))
         except TimeoutError:
             return _closing(web.Response(status=408))
-        return _response(await self._work(self._app.handle, _request_of(request, body)))
+        return _response(await self._work(self._app.handle, replace(asked, body=body)))
 
     async def _body(self, request: web.BaseRequest) -> bytes:
         """The body. Raises: FleetError as soon as it is too large, TimeoutError."""
@@ -227,15 +227,15 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
         await task
 
 
-def _request_of(request: web.BaseRequest, body: bytes = b"") -> EstRequest:
+def _request_of(request: web.BaseRequest) -> EstRequest:
     transport = request.transport
     tls = None if transport is None else transport.get_extra_info("ssl_object")
     return EstRequest(
         request.method,
         request.path,
         {name.lower(): value for name, value in request.headers.items()},
-        body,
-        request.query,
+        b"",
+        request.query if request.query_string else {},
         None if tls is None else tls.getpeercert(binary_form=True),
         request.remote or "",
     )

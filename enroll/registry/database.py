@@ -109,6 +109,7 @@ def _sqlite_engine(path: Path) -> Engine:
     engine = create_engine(
         URL.create("sqlite+pysqlite", database=str(path)),
         connect_args={"timeout": _BUSY_SECONDS, "isolation_level": None, "check_same_thread": False},
+        pool_reset_on_return=None,  # `_transaction` has ended it already
     )
 
     @event.listens_for(engine, "connect")
@@ -121,7 +122,7 @@ def _sqlite_engine(path: Path) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(connection.info["begin"])
+        connection.connection.cursor().execute(connection.info["begin"])
 
     return engine
 

@@ -41,7 +41,9 @@ _DUE: Select[Any] = (
     .where(commands.c.state == CommandState.QUEUED.value, presence.c.online)
     .limit(bindparam("limit"))
 )
-_UNFINISHED_OF = _SENDABLE.where(commands.c.device == bindparam("device"), commands.c.state.in_(_UNFINISHED))
+_UNFINISHED_OF = _SENDABLE.where(commands.c.device == bindparam("device"), commands.c.state.in_(_UNFINISHED)).limit(
+    bindparam("limit")
+)
 _COMMAND_BY_ID = _COMMAND.where(commands.c.id == bindparam("id"))
 _RESULT = (
     update(commands)
@@ -104,9 +106,10 @@ def due_commands(transaction: Connection, now: datetime, limit: int) -> list[Com
     return [_command(row) for row in transaction.execute(_DUE, {"now": now, "limit": limit})]
 
 
-def unfinished_commands(transaction: Connection, device: DeviceId, now: datetime) -> list[CommandRecord]:
+def unfinished_commands(transaction: Connection, device: DeviceId, now: datetime, limit: int) -> list[CommandRecord]:
     """What a device that says hello must (again) be sent: it knows what it has answered, and answers that again."""
-    return [_command(row) for row in transaction.execute(_UNFINISHED_OF, {"device": device, "now": now})]
+    values = {"device": device, "now": now, "limit": limit}
+    return [_command(row) for row in transaction.execute(_UNFINISHED_OF, values)]
 
 
 def mark_sent(transaction: Connection, ids: Iterable[str], now: datetime) -> None:
@@ -137,6 +140,11 @@ def record_result(
 def encode_output(output: Any) -> str:
     """A command's output as the tables keep it: any JSON value, not only an object."""
     return encode_object({"output": output}).decode()[len('{"output":') : -1]
+
+
+def has_expired_commands(transaction: Connection, now: datetime) -> bool:
+    """Whether `expire_commands` would give up any."""
+    return transaction.execute(_OVER, {"now": now, "limit": 1}).first() is not None
 
 
 def expire_commands(transaction: Connection, now: datetime, limit: int) -> list[str]:

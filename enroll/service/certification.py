@@ -25,20 +25,16 @@ class Order:
     profile: Profile
     names: Names
     public_key: PublicKey
+    key: bytes  # `key_digest` of it, which the caller has looked up
     principal: DeviceId | None
     epoch: int = 1
     generation: int = 1
     parent: Serial | None = None
     state: CertificateState = CertificateState.CONFIRMED
 
-    @property
-    def key(self) -> bytes:
-        """What the registry knows the key by."""
-        return key_digest(self.public_key)
-
 
 def key_digest(key: PublicKey) -> bytes:
-    """SHA-256 of the SubjectPublicKeyInfo."""
+    """What the registry knows a key by: the SHA-256 of its SubjectPublicKeyInfo."""
     return hashlib.sha256(pki.spki(key)).digest()
 
 
@@ -49,11 +45,11 @@ def certify(
 
     A crash before the commit leaves no certificate and no trace: the signature never left this process.
     """
-    key, number_of = order.key, serial_number(token_bytes(20))
+    number_of = serial_number(token_bytes(20))
     serial = Serial.from_int(number_of)
-    identity.add_key(transaction, key, order.principal, now)
+    identity.add_key(transaction, order.key, order.principal, now)
     intent = Intent(
-        serial, issuer.name, order.profile.name, order.principal, key, order.epoch, order.generation, order.parent
+        serial, issuer.name, order.profile.name, order.principal, order.key, order.epoch, order.generation, order.parent
     )
     number, shard = identity.intend(transaction, intent, now)
     signed = issuer.issue(order.profile, order.public_key, order.names, serial=number_of, shard=shard, now=now)

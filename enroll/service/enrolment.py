@@ -41,6 +41,14 @@ class Issued:
 
 
 @dataclass(frozen=True, slots=True)
+class _Certifiable:
+    """A request, and the digest of its key, which is looked up and stored."""
+
+    csr: Csr
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Enrolment:
     """The use cases that sign; each is one transaction. Safe to use from several threads."""
 
@@ -63,23 +71,29 @@ class Enrolment:
             except FleetError:
                 tokens.check_unspent(record, now)
                 raise
-            use = token_rows.use_of_key(transaction, record.id, key_digest(csr.public_key))
+            key = key_digest(csr.public_key)
+            use = token_rows.use_of_key(transaction, record.id, key)
             if use.redeemed is not None:
                 return _repeat(transaction, use.redeemed, csr.device)
             tokens.check_unspent(record, now)
             principal = _entitled(transaction, record, csr.device, now)
             if use.is_known:
                 raise NotAllowed("this key was certified before", hint=_NEW_KEY)
-            return self._redeem(transaction, record, principal, csr, now)
+            return self._redeem(transaction, record, principal, _Certifiable(csr, key), now)
 
     def _redeem(
-        self, transaction: Transaction, token: TokenRecord, principal: PrincipalRecord, csr: Csr, now: datetime
+        self,
+        transaction: Transaction,
+        token: TokenRecord,
+        principal: PrincipalRecord,
+        asked: _Certifiable,
+        now: datetime,
     ) -> Issued:
         if not token_rows.redeem(transaction, token.id, now):
             raise tokens.TokenRefused("the token was used a moment ago", hint=_ASK_AGAIN)
         _store(transaction, principal)
         profile = pki.PROFILES[token.profile]
-        certificate = self._certify(transaction, principal, csr, profile, now)
+        certificate = self._certify(transaction, principal, asked, profile, now)
         token_rows.record_redemption(transaction, token.id, certificate.key, certificate.number, now)
         return _issued(transaction, principal, certificate, now, token=token.id)
 
@@ -101,10 +115,10 @@ class Enrolment:
                     return _given(peer.record, certificate, is_repeated=True)
             if identity.is_key_known(transaction, key):
                 raise NotAllowed("this key was certified before", hint=_NEW_KEY)
-            return self._succeed(transaction, peer, live, csr, now)
+            return self._succeed(transaction, peer, live, _Certifiable(csr, key), now)
 
     def _succeed(
-        self, transaction: Transaction, peer: Peer, live: list[CertificateRecord], csr: Csr, now: datetime
+        self, transaction: Transaction, peer: Peer, live: list[CertificateRecord], asked: _Certifiable, now: datetime
     ) -> Issued:
         used = peer.certificate
         ended = [certificate.serial for certificate in live if certificate.serial != used.serial]
@@ -112,14 +126,14 @@ class Enrolment:
         identity.set_certificate_states(transaction, [used.serial], CertificateState.CONFIRMED)
         generation = 1 + max(certificate.generation for certificate in live)
         profile = pki.PROFILES[used.profile]
-        certificate = self._certify(transaction, peer.record, csr, profile, now, used.serial, generation)
+        certificate = self._certify(transaction, peer.record, asked, profile, now, used.serial, generation)
         return _issued(transaction, peer.record, certificate, now, parent=used.serial)
 
     def _certify(
         self,
         transaction: Transaction,
         principal: PrincipalRecord,
-        csr: Csr,
+        asked: _Certifiable,
         profile: pki.Profile,
         now: datetime,
         parent: Serial | None = None,
@@ -128,7 +142,8 @@ class Enrolment:
         order = Order(
             profile,
             client_names(self.domain, principal.principal),
-            csr.public_key,
+            asked.csr.public_key,
+            asked.key,
             principal.id,
             principal.epoch,
             generation,
