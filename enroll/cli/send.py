@@ -85,9 +85,7 @@ def _print_outcome(record: CommandRecord) -> None:
         case CommandState.FAILED:
             raise FleetError(f"{record.device} failed: {record.error or 'it does not say why'}")
         case CommandState.QUEUED | CommandState.SENT | CommandState.EXPIRED:
-            raise TimedOut(
-                f"{record.device} did not take the command in time", hint=f"enroll device show {record.device}"
-            )
+            raise TimedOut(f"{record.device} did not take the command in time", hint=hint)
         case CommandState.ACCEPTED | CommandState.RUNNING:
             raise TimedOut(
                 f"{record.device} has not finished ({record.state})", hint="its result is kept when it comes"

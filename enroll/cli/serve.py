@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -25,6 +27,9 @@ from fleet.layout import AdminHome, RunFile
 if TYPE_CHECKING:
     from enroll.registry import Registry
     from fleet.config import FleetConfig
+
+
+_DISPATCH_STOP_SECONDS = 5.0
 
 
 def serve(
@@ -78,9 +83,25 @@ async def _serve(
         serving(home, config, registry, commits, ports, listen=listen) as address,
     ):
         url = public_url or advertised(config.hosts[0], address.port)
-        with _announced(home, url):
+        with _announced(home, url), _dispatching(home, registry):
             print(f"enroll: ready {advertised(address.host, address.port)}", flush=True)
             await stop.wait()
+
+
+@contextlib.contextmanager
+def _dispatching(home: AdminHome, registry: Registry) -> Iterator[None]:
+    """Dispatch on a thread of its own; at the end it is waited for, unless it hangs in a name look-up."""
+    from enroll.dispatch import Dispatch, Ports
+
+    stop = threading.Event()
+    dispatch = Dispatch(home, registry, Ports(now, time.monotonic, random.SystemRandom()), stop)
+    thread = threading.Thread(target=dispatch.run, name="dispatch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(_DISPATCH_STOP_SECONDS)
 
 
 @contextlib.asynccontextmanager

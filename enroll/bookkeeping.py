@@ -1,0 +1,148 @@
+"""What dispatch writes into the registry and reads from it, several reports to a transaction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, assert_never
+
+from enroll.registry import Registry, RegistryUnavailable, Transaction, identity, messaging
+from enroll.registry.records import CommandRecord, PresenceRecord
+from enroll.reports import HelloSeen, Report, ResultSeen, StatusSeen
+from fleet.errors import NotFound, printable
+from fleet.identity import DeviceId
+from fleet.messages import Presence
+
+LIMIT: Final = 200
+"""So many commands in one go; the rest follows as the broker acknowledges."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Agenda:
+    """What has to go out now, and when to look again at the latest."""
+
+    due: tuple[CommandRecord, ...]
+    next_deadline: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """The registry as dispatch keeps it."""
+
+    registry: Registry
+
+    def enter(self, reports: Sequence[Report], taken: Sequence[str], now: datetime) -> list[CommandRecord]:
+        """Record reports, and which commands the broker has taken; what the devices that said hello must be sent.
+
+        On disk when this returns. A report that cannot be recorded is set aside. Raises: RegistryUnavailable.
+        """
+        try:
+            return self._enter_all(reports, taken, now)
+        except RegistryUnavailable:
+            raise
+        except Exception as error:
+            if len(reports) + len(taken) <= 1:
+                _set_aside(reports, error)
+                return []
+        due = self.enter((), taken, now)
+        for report in reports:  # alone, so that only what is wrong is left out
+            due += self.enter((report,), (), now)
+        return due
+
+    def _enter_all(self, reports: Sequence[Report], taken: Sequence[str], now: datetime) -> list[CommandRecord]:
+        refused: list[tuple[Report, NotFound]] = []
+        with self.registry.write() as transaction:
+            messaging.mark_sent(transaction, taken, now)
+            for report in reports:
+                try:
+                    record(transaction, report, now)
+                except NotFound as error:
+                    refused.append((report, error))
+            greeted = dict.fromkeys(report.device for report in reports if isinstance(report, HelloSeen))
+            due = [
+                command
+                for device in greeted
+                for command in messaging.unfinished_commands(transaction, device, now, LIMIT)
+            ]
+        for report, reason in refused:
+            _set_aside((report,), reason)
+        return due
+
+    def agenda(self, now: datetime) -> Agenda:
+        """What is due, once what is over has been given up. Raises: RegistryUnavailable."""
+        with self.registry.read() as transaction:
+            agenda = _agenda(transaction, now)
+            has_expired = messaging.has_expired_commands(transaction, now)
+        if not has_expired:
+            return agenda
+        # Only now a write: each commit wakes every watcher, this one's too.
+        with self.registry.write() as transaction:
+            for command in messaging.expire_commands(transaction, now, LIMIT):
+                _log.info("command.expired command=%s", command)
+            return _agenda(transaction, now)
+
+
+def _agenda(transaction: Transaction, now: datetime) -> Agenda:
+    due = messaging.due_commands(transaction, now, LIMIT)
+    return Agenda(tuple(due), messaging.next_deadline(transaction))
+
+
+def record(transaction: Transaction, report: Report, now: datetime) -> None:
+    """Write one report. Raises: NotFound (no such principal, or not its command)."""
+    match report:
+        case StatusSeen():
+            _record_status(transaction, report, now)
+        case HelloSeen(device, agent_version):
+            before = messaging.find_presence(transaction, _known(transaction, device))
+            since = before.changed_at if before is not None and before.is_online else now
+            messaging.set_presence(transaction, device, PresenceRecord(True, "", agent_version, since, now))
+        case ResultSeen(device, command_id, result):
+            is_news = messaging.record_result(transaction, device, command_id, result, now)
+            if is_news is None:
+                raise NotFound(f"{device} has no command {command_id}")
+            messaging.touch(transaction, device, now)
+            if is_news:
+                _log.info("command.%s device=%s command=%s", result.state, device, command_id)
+        case _:
+            assert_never(report)
+
+
+def _record_status(transaction: Transaction, report: StatusSeen, now: datetime) -> None:
+    """What is retained is not news: it must not make a silent device look alive whenever dispatch connects."""
+    before = messaging.find_presence(transaction, _known(transaction, report.device))
+    is_online = report.status.presence is Presence.ONLINE
+    has_changed = before is None or before.is_online != is_online
+    if report.is_retained and not has_changed:
+        return
+    seen = min(report.status.envelope.sent_at, now) if report.is_retained else now
+    after = PresenceRecord(
+        is_online,
+        report.status.reason,
+        report.status.agent_version or (before.agent_version if before else ""),
+        now if before is None or has_changed else before.changed_at,
+        seen if before is None else max(seen, before.last_seen),
+    )
+    messaging.set_presence(transaction, report.device, after)
+    if has_changed:
+        word = report.status.presence.value
+        _log.info('device.%s device=%s reason="%s"', word, report.device, printable(report.status.reason))
+
+
+def _known(transaction: Transaction, device: DeviceId) -> DeviceId:
+    if identity.find_principal(transaction, device) is None:
+        raise NotFound(f"there is no {device}")
+    return device
+
+
+def _set_aside(reports: Sequence[Report], error: Exception) -> None:
+    for report in reports:
+        set_aside(f"{type(report).__name__} of {report.device}", error)
+
+
+def set_aside(what: str, error: Exception) -> None:
+    """A message that cannot be handled is acknowledged all the same: delivered again, it would be no better."""
+    _log.warning('message.set_aside what="%s" reason="%s"', printable(what), printable(str(error))[:300])

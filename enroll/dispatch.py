@@ -1,0 +1,172 @@
+"""The fleet's own MQTT client: what devices say goes into the registry, what is due goes out to them.
+
+One thread does all of it, turn by turn: serve the network, commit what arrived in one transaction, acknowledge, publish
+what is due. A message is acknowledged once the registry has it, so whatever ends in between comes again; a command is
+`sent` once the broker has acknowledged it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from enroll import bookkeeping
+from enroll.bookkeeping import Books
+from enroll.mqtt_client import Connection, Incoming, Login, endpoints
+from enroll.registry import Registry
+from enroll.registry.commits import CommitMark
+from enroll.registry.records import CommandRecord
+from enroll.reports import Report, read_report
+from fleet import messages, topics
+from fleet.errors import FleetError, NotFound, printable
+from fleet.identity import DISPATCH, Server
+from fleet.layout import AdminHome, decode_run_file
+
+# Telemetry and events pass it by: they are for others, and many.
+SUBSCRIPTIONS: Final = ("devices/+/up/status", "devices/+/up/hello", "devices/+/up/results/+")
+TURN_SECONDS: Final = 0.03
+"""How soon a foreign commit is noticed; DESIGN section 9 allows 100 ms."""
+_FIRST_DELAY: Final = 0.5
+_LONGEST_DELAY: Final = 30.0
+_STABLE_SECONDS: Final = 30.0  # a connection that held so long was a good one: begin again with the first delay
+_LOOK_SECONDS: Final = 0.1  # how often a waiting dispatch looks whether the broker has come (back)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The world as dispatch may see it: time of day in UTC, seconds that never jump, jitter."""
+
+    clock: Callable[[], datetime]
+    monotonic: Callable[[], float]
+    random: random.Random
+
+
+def delay_before(failures: int, draw: random.Random) -> float:
+    """Seconds to wait after so many failures in a row: full jitter, so that a fleet's clients do not beat in time."""
+    return draw.uniform(0, min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(failures, 10)))
+
+
+class Dispatch:
+    """Runs until `stop` is set. Without a broker in reach it tries again; the registry keeps what is due."""
+
+    def __init__(self, home: AdminHome, registry: Registry, ports: Ports, stop: threading.Event) -> None:
+        self._home = home
+        self._registry = registry
+        self._ports = ports
+        self._stop = stop
+
+    def run(self) -> None:
+        """Connect, serve, connect again; returns when stopped."""
+        mark, failures = self._registry.commit_mark(), 0
+        try:
+            while not self._stop.is_set():
+                began = self._ports.monotonic()
+                self._attempt(mark)
+                held = self._ports.monotonic() - began
+                failures = 0 if held > _STABLE_SECONDS else failures + 1
+                self._wait(delay_before(failures, self._ports.random))
+        finally:
+            mark.close()
+
+    def _attempt(self, mark: CommitMark) -> None:
+        try:
+            self._live(mark)
+        except FleetError as error:
+            _log.warning('dispatch.offline reason="%s"', printable(error.message))
+        except Exception:
+            # A mistake of ours must not end what enrolment depends on; it is seen, and the delay bounds its noise.
+            _log.exception("dispatch.failed")
+
+    def _live(self, mark: CommitMark) -> None:
+        """One connection, from its beginning to its end. Raises: FleetError."""
+        run_file = self._home.run_file(Server.BROKER)
+        try:
+            ways = endpoints(decode_run_file(run_file.read_bytes()).url)
+        except OSError as error:
+            raise NotFound("no broker has said where it is", hint="broker serve") from error
+        login = Login(str(self._home.root.certificate), self._home.dispatch, DISPATCH.id, is_persistent=True)
+        connection = Connection.open(login, ways, self._ports.monotonic)
+        try:
+            connection.subscribe(SUBSCRIPTIONS, self._ports.monotonic)
+            _log.info("dispatch.online broker=%s", connection.endpoint)
+            session = Session(connection, Books(self._registry), self._ports.clock)
+            while not self._stop.is_set():
+                session.turn(has_news=mark.has_moved())
+        finally:
+            connection.close()
+
+    def _wait(self, seconds: float) -> None:
+        """Wait, but not longer than until the broker says that it is there (again)."""
+        run_file = self._home.run_file(Server.BROKER)
+        until, before = self._ports.monotonic() + seconds, _stamp(run_file)
+        while self._ports.monotonic() < until and not self._stop.wait(_LOOK_SECONDS):
+            if _stamp(run_file) not in (before, None):
+                return
+
+
+def _stamp(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+@dataclass(slots=True)
+class Session:
+    """What is under way on one connection. What it forgets at its end, the registry knows."""
+
+    connection: Connection
+    books: Books
+    clock: Callable[[], datetime]
+    _in_flight: dict[int, str] = field(default_factory=dict)  # packet id -> command id
+    _next_deadline: datetime | None = None
+    _is_fresh: bool = True
+
+    def turn(self, *, has_news: bool) -> None:
+        """One round. Raises: Unreachable (the connection has ended), RegistryUnavailable."""
+        arrived = self.connection.turn(TURN_SECONDS)
+        taken = [self._in_flight.pop(id_) for id_ in self.connection.published() if id_ in self._in_flight]
+        now = self.clock()
+        due: list[CommandRecord] = []
+        if arrived or taken:
+            due = self.books.enter(self._read(arrived), taken, now)
+            for message in arrived:
+                self.connection.ack(message)
+        if arrived or taken or has_news or self._is_fresh or self._is_deadline(now):
+            self._is_fresh = False
+            due += self._due(now, {command.id for command in due})
+        for command in due:
+            self._send(command)
+
+    def _is_deadline(self, now: datetime) -> bool:
+        return self._next_deadline is not None and self._next_deadline <= now
+
+    def _due(self, now: datetime, already: set[str]) -> list[CommandRecord]:
+        agenda = self.books.agenda(now)
+        self._next_deadline = agenda.next_deadline
+        under_way = already.union(self._in_flight.values())
+        return [command for command in agenda.due if command.id not in under_way]
+
+    def _send(self, command: CommandRecord) -> None:
+        topic = topics.Command(command.device, command.name, command.id).format()
+        args = messages.decode_object(command.args.encode())
+        message = messages.CommandMessage(command.device, command.created_at, command.deadline, args)
+        self._in_flight[self.connection.publish(topic, message.encode())] = command.id
+        _log.info("command.published device=%s name=%s command=%s", command.device, command.name, command.id)
+
+    def _read(self, arrived: list[Incoming]) -> list[Report]:
+        reports: list[Report] = []
+        for message in arrived:
+            try:
+                reports.append(read_report(message.topic, message.payload, is_retained=message.retain))
+            except FleetError as error:
+                bookkeeping.set_aside(message.topic, error)
+        return reports

@@ -1,0 +1,298 @@
+"""One MQTT connection to the fleet's broker over mutual TLS, driven by one thread: `turn()` does all the work.
+
+Traps of paho-mqtt 2.2, and how this avoids them:
+- its reconnect has no jitter and resets at every CONNACK: a connection lives once, whoever uses it decides the next;
+- an exception in a callback kills its thread unseen: there is no thread of its own, callbacks only append to lists;
+- publish() while offline queues although it returns an error: a fresh client for each connection, and no publish
+  before CONNACK;
+- select() fails past descriptor 1023, and the enrollment service has many: poll() here;
+- a second tls_set_context() raises and a failed load_cert_chain poisons a context: each connection makes its own.
+"""
+
+from __future__ import annotations
+
+import select
+import ssl
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from fleet.errors import Denied, FleetError, InvalidInput, Unreachable
+from fleet.identity import Server, is_server
+from fleet.layout import IdentityFiles
+
+CONNECT_SECONDS: Final = 10.0
+KEEPALIVE_SECONDS: Final = 30
+_BATCH: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where to connect to, and the name that the broker's certificate must have."""
+
+    host: str
+    port: int
+    server_name: str
+
+    def __str__(self) -> str:
+        at = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{at}:{self.port}" + ("" if self.host == self.server_name else f" as {self.server_name}")
+
+
+def endpoints(url: str) -> tuple[Endpoint, ...]:
+    """The ways to the broker that `mqtts://HOST:PORT` in its run file means, in the order to try them.
+
+    The run file lies on the broker's own host, where its advertised name need not resolve. So loopback comes first; the
+    certificate must have the advertised name on every way. Raises: InvalidInput.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not url.startswith("mqtts://") or not host or not port:
+        raise InvalidInput(f"{url[:120]!r} is not the address of a broker", hint="start it again: broker serve")
+    return tuple(Endpoint(each, port, host) for each in dict.fromkeys(("127.0.0.1", "::1", host)))
+
+
+class _BrokerSocket(ssl.SSLSocket):
+    """Lets no byte pass before the peer has proved to be the fleet's broker: any server of the fleet has its root."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        super().do_handshake(block)
+        if not is_server(self.getpeercert(), Server.BROKER):
+            raise ssl.SSLCertVerificationError("the certificate is not a broker's")
+
+
+class _BrokerContext(ssl.SSLContext):
+    """Verifies the chain, the name, and the role of the broker."""
+
+    sslsocket_class = _BrokerSocket
+    server_name = ""
+
+    def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
+        return super().wrap_socket(*args, **(options | {"server_hostname": self.server_name}))
+
+
+def _context(trust: str, files: IdentityFiles, server_name: str) -> ssl.SSLContext:
+    context = _BrokerContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.server_name = server_name
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(trust)
+    context.load_cert_chain(files.certificate, files.key)
+    return context
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """One message as it came; with QoS 1 it is `ack`nowledged by whoever handled it."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    packet_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """As whom to connect, and what to trust."""
+
+    trust: str
+    identity: IdentityFiles
+    client_id: str
+    is_persistent: bool = False
+
+
+class Connection:
+    """A connection that is there from `connect` to `close`; not thread-safe."""
+
+    def __init__(self, login: Login, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._arrived: deque[Incoming] = deque()
+        self._published: list[int] = []
+        self._answer: str | None = None
+        self._refusal: str | None = None
+        self._ended: str | None = None
+        self._is_subscribed = False
+        self._client = self._made(login)
+        self._poll = select.poll()
+
+    def _made(self, login: Login) -> paho.Client:
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            login.client_id,
+            clean_session=not login.is_persistent,
+            protocol=MQTTProtocolVersion.MQTTv311,
+            reconnect_on_failure=False,
+            manual_ack=True,
+        )
+        client.connect_timeout = CONNECT_SECONDS
+        client.max_inflight_messages_set(0)  # all of them: what is out is bounded by who publishes
+        client.tls_set_context(_context(login.trust, login.identity, self._endpoint.server_name))
+        client.on_connect = self._on_connect
+        client.on_subscribe = self._on_subscribe
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        client.on_disconnect = self._on_disconnect
+        return client
+
+    @classmethod
+    def open(cls, login: Login, ways: Iterable[Endpoint], monotonic: Callable[[], float]) -> Self:
+        """A connection by the first way that leads to the broker.
+
+        Raises: Unreachable, Denied (the broker refuses us), FleetError (our own files).
+        """
+        failures: list[str] = []
+        for endpoint in ways:
+            try:
+                connection = cls(login, endpoint)
+            except (OSError, ValueError) as error:
+                raise FleetError(f"the identity of {login.client_id} cannot be used: {error}") from error
+            try:
+                connection._connect(monotonic)
+            except Unreachable as error:
+                connection.close()
+                failures.append(error.message)
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                return connection
+        raise Unreachable("; ".join(failures), hint="does the broker run? broker serve")
+
+    def _connect(self, monotonic: Callable[[], float]) -> None:
+        try:
+            self._client.connect(self._endpoint.host, self._endpoint.port, KEEPALIVE_SECONDS)
+        except (OSError, ValueError) as error:
+            raise Unreachable(f"{self._endpoint}: {_reason(error)}") from error
+        sock = self._client.socket()
+        if sock is None:
+            raise Unreachable(f"{self._endpoint}: closed at once")
+        self._poll.register(sock.fileno(), select.POLLIN)
+        deadline = monotonic() + CONNECT_SECONDS
+        while self._answer is None and monotonic() < deadline:
+            self._turn(0.1)
+        if self._answer is None:
+            raise Unreachable(f"{self._endpoint}: no CONNACK within {CONNECT_SECONDS:.0f} s")
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self._endpoint
+
+    def subscribe(self, topic_filters: Iterable[str], monotonic: Callable[[], float]) -> None:
+        """Subscribe with QoS 1 and wait for the answer. Raises: Denied, Unreachable."""
+        self._client.subscribe([(each, 1) for each in topic_filters])
+        deadline = monotonic() + CONNECT_SECONDS
+        while not self._is_subscribed:
+            if monotonic() > deadline:
+                raise Unreachable(f"{self._endpoint}: no SUBACK within {CONNECT_SECONDS:.0f} s")
+            self._turn(0.1)
+
+    def turn(self, seconds: float) -> list[Incoming]:
+        """Wait up to `seconds` for the network, serve it, and give what has arrived. Raises: Unreachable at the end."""
+        if not self._arrived:
+            self._turn(seconds)
+        return list(self._taken())
+
+    def _taken(self) -> Iterator[Incoming]:
+        while self._arrived:
+            yield self._arrived.popleft()
+
+    def publish(self, topic: str, payload: bytes) -> int:
+        """Send with QoS 1; the packet id that `published` gives once the broker has taken it. Raises: Unreachable."""
+        info = self._client.publish(topic, payload, qos=1)
+        if info.rc != paho.MQTT_ERR_SUCCESS:
+            raise Unreachable(f"{self._endpoint}: {paho.error_string(info.rc).lower().rstrip('.')}")
+        return info.mid
+
+    def published(self) -> list[int]:
+        """The packet ids that the broker has acknowledged since the last call."""
+        taken, self._published = self._published, []
+        return taken
+
+    def ack(self, message: Incoming) -> None:
+        """The broker need not send it again."""
+        if message.qos:
+            self._client.ack(message.packet_id, message.qos)
+
+    def close(self) -> None:
+        """Say DISCONNECT if anyone listens, and end."""
+        self._client.disconnect()
+        if self._client.want_write():
+            self._client.loop_write()
+        if sock := self._client.socket():
+            sock.close()
+
+    def _turn(self, seconds: float) -> None:
+        sock = self._client.socket()
+        if sock is None or self._ended is not None:
+            raise self._over()
+        wanted = select.POLLIN | (select.POLLOUT if self._client.want_write() else 0)
+        self._poll.modify(sock.fileno(), wanted)
+        is_waiting = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        happened = self._poll.poll(0 if is_waiting else seconds * 1000)
+        flags = happened[0][1] if happened else 0
+        if flags & select.POLLOUT:
+            self._client.loop_write()
+        if is_waiting or flags & ~select.POLLOUT:
+            self._read()
+        self._client.loop_misc()
+        if self._refusal is not None:
+            raise Denied(f"{self._endpoint} refuses: {self._refusal}", hint="enroll device show says its state")
+
+    def _read(self) -> None:
+        """What TLS has decrypted already does not wake poll(): read until there is none, or a batch is full."""
+        for _ in range(_BATCH):
+            if self._client.loop_read() != paho.MQTT_ERR_SUCCESS:
+                return
+            sock = self._client.socket()
+            if not isinstance(sock, ssl.SSLSocket) or not sock.pending():
+                return
+
+    def _over(self) -> FleetError:
+        return Unreachable(f"{self._endpoint}: {self._ended or 'the connection has ended'}")
+
+    def _on_connect(
+        self, client: paho.Client, data: Any, flags: paho.ConnectFlags, reason: ReasonCode, properties: Any
+    ) -> None:
+        self._answer = str(reason).lower()
+        if reason.is_failure:
+            self._refusal = self._answer
+
+    def _on_subscribe(
+        self, client: paho.Client, data: Any, mid: int, reasons: list[ReasonCode], properties: Properties
+    ) -> None:
+        self._is_subscribed = True
+        if any(reason.is_failure for reason in reasons):
+            self._refusal = "a subscription"
+
+    def _on_message(self, client: paho.Client, data: Any, message: paho.MQTTMessage) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            topic = ""  # no topic of ours: set aside by whoever reads it
+        self._arrived.append(Incoming(topic, bytes(message.payload), message.qos, message.retain, message.mid))
+
+    def _on_publish(self, client: paho.Client, data: Any, mid: int, reason: ReasonCode, properties: Properties) -> None:
+        self._published.append(mid)
+
+    def _on_disconnect(
+        self, client: paho.Client, data: Any, flags: paho.DisconnectFlags, reason: ReasonCode, properties: Any
+    ) -> None:
+        self._ended = f"the connection has ended ({str(reason).lower()})"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"not our broker: {error.verify_message if hasattr(error, 'verify_message') else error}".lower()
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error).lower()

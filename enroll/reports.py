@@ -1,0 +1,52 @@
+"""What a device tells dispatch, read from one message (pure). Who speaks is decided by the topic alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fleet import messages, topics
+from fleet.errors import InvalidInput
+from fleet.identity import DeviceId
+from fleet.messages import ResultMessage, StatusMessage
+
+
+@dataclass(frozen=True, slots=True)
+class StatusSeen:
+    """Online or offline. `is_retained`: not news, but what the broker had kept."""
+
+    device: DeviceId
+    status: StatusMessage
+    is_retained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HelloSeen:
+    """The device is connected, and wants what is due."""
+
+    device: DeviceId
+    agent_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResultSeen:
+    """How a command went. That it is the device's own command is for the registry to say."""
+
+    device: DeviceId
+    command_id: str
+    result: ResultMessage
+
+
+Report = StatusSeen | HelloSeen | ResultSeen
+
+
+def read_report(topic: str, payload: bytes, *, is_retained: bool) -> Report:
+    """The report in a message. Raises: InvalidInput for any that dispatch has no use for."""
+    match topics.parse(topic):
+        case topics.Status(device):
+            return StatusSeen(device, messages.decode_status(payload, device), is_retained)
+        case topics.Hello(device):
+            return HelloSeen(device, messages.decode_hello(payload, device).agent_version)
+        case topics.Result(device, command_id):
+            return ResultSeen(device, command_id, messages.decode_result(payload, device))
+        case _:
+            raise InvalidInput(f"{topic[:120]!r} is not for dispatch")
