@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.processes import Finished, Program, run
 
-PASSPHRASE = "the demo keeps no secrets"  # noqa: S105 - the root of a fleet that lives for a minute
+PASSPHRASE = "the demo keeps no secrets"
 
 
 @dataclass(slots=True)

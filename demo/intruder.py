@@ -12,7 +12,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 _SECONDS = 5.0
-_CONNECT = bytes.fromhex("100d00044d51545404020000000161")  # MQTT 3.1.1, client id "a", clean session
+_ACCEPTED = bytes.fromhex("20020000")  # CONNACK, return code 0
 
 
 def tls_context(trust: Path, identity: Path | None) -> ssl.SSLContext:
@@ -23,8 +23,8 @@ def tls_context(trust: Path, identity: Path | None) -> ssl.SSLContext:
     return context
 
 
-def knock(host: str, port: int, context: ssl.SSLContext) -> str:
-    """Why a TLS client that sends CONNECT got no answer; empty if it got one.
+def knock(host: str, port: int, context: ssl.SSLContext, client_id: str) -> str:
+    """How a client that sends CONNECT was refused; empty if it was let in.
 
     With TLS 1.3 the server's refusal comes after the client's side of the handshake is done: read to see it.
     """
@@ -33,12 +33,21 @@ def knock(host: str, port: int, context: ssl.SSLContext) -> str:
             socket.create_connection((host, port), _SECONDS) as plain,
             context.wrap_socket(plain, server_hostname=host) as secure,
         ):
-            secure.sendall(_CONNECT)
-            return "" if secure.recv(4) else "closed without an answer"
+            secure.sendall(_connect(client_id))
+            answer = secure.recv(4)
     except ssl.SSLError as error:
         return str(error.reason or error).lower().replace("_", " ")
     except OSError as error:
         return str(error.strerror or error).lower()
+    if answer == _ACCEPTED:
+        return ""
+    return f"CONNACK with return code {answer[3]}" if len(answer) == 4 else "closed without an answer"
+
+
+def _connect(client_id: str) -> bytes:
+    """CONNECT of MQTT 3.1.1 with clean session and a minute of keep-alive (3.1)."""
+    body = b"\x00\x04MQTT\x04\x02\x00\x3c" + len(client_id).to_bytes(2, "big") + client_id.encode()
+    return b"\x10" + bytes([len(body)]) + body
 
 
 @dataclass(frozen=True, slots=True)

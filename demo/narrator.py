@@ -32,7 +32,9 @@ class Narrator:
     def show(self, text: str) -> None:
         """Lines as a program printed them, cut at the screen's edge."""
         for line in text.rstrip().splitlines():
-            print("   " + self._paint("2", "│ " + (line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…")), flush=True)
+            print(
+                "   " + self._paint("2", "│ " + (line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…")), flush=True
+            )
 
     def check(self, holds: bool, claim: str, otherwise: str = "") -> None:
         """Say a claim that was tried, and keep whether it held."""
