@@ -29,7 +29,8 @@ from fleet.errors import Denied, FleetError, InvalidInput, NotFound, printable
 from fleet.est import Csr, EstRequest, EstResponse, InvalidCsr
 from fleet.identity import InvalidDeviceId, Role, Serial
 from fleet.join import InvalidToken, parse_token
-from fleet.messages import MAX_TELEMETRY_BYTES
+from fleet.logs import event
+from fleet.messages import MAX_TELEMETRY_BYTES, format_time
 from fleet.pki import WeakKey, serial_of
 
 _log = logging.getLogger(__name__)
@@ -286,19 +287,14 @@ def _password(request: EstRequest) -> str:
 
 def _log_refusal(request: EstRequest, response: EstResponse) -> None:
     reason = response.body.partition(b"\n")[0].decode()
-    message = 'request.refused path=%s status=%d address=%s reason="%s"'
-    _log.info(message, printable(request.path[:80]), response.status, request.address, reason)
+    _log.info(
+        event("request.refused", path=request.path[:80], status=response.status, address=request.address, reason=reason)
+    )
 
 
 def _certified(issued: Issued) -> EstResponse:
-    _log.info(
-        "certificate.%s %s=%s serial=%s generation=%d not_after=%s",
-        "repeated" if issued.is_repeated else "issued",
-        issued.principal.role,
-        issued.principal.id,
-        issued.serial,
-        issued.generation,
-        f"{issued.not_after:%Y-%m-%dT%H:%M:%SZ}",
-    )
+    name = "certificate.repeated" if issued.is_repeated else "certificate.issued"
+    fields = {issued.principal.role.value: issued.principal.id, "serial": issued.serial}
+    _log.info(event(name, **fields, generation=issued.generation, not_after=format_time(issued.not_after)))
     leaf = x509.load_der_x509_certificate(issued.der)
     return _est(est.encode_certificates([leaf]), est.PKCS7_CERTS_ONLY)

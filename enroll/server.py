@@ -24,8 +24,9 @@ from enroll.est_app import EstApp, refusal, too_large
 from enroll.registry import RegistryUnavailable
 from fleet import directory, est
 from fleet.config import Address
-from fleet.errors import FleetError, InvalidInput, printable
+from fleet.errors import FleetError, InvalidInput
 from fleet.est import EstRequest, EstResponse
+from fleet.logs import event
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ class EnrollServer:
                 connection, peer = await loop.sock_accept(listener)
             except OSError as error:  # out of descriptors, or the peer was gone at once
                 self._slots.release()
-                _log.warning("connection.not_accepted reason=%s", error.strerror)
+                _log.warning(event("connection.not_accepted", reason=error.strerror))
                 await asyncio.sleep(0.1)
                 continue
             except asyncio.CancelledError:
@@ -140,7 +141,7 @@ class EnrollServer:
             connection.close()
             if isinstance(error, asyncio.CancelledError):
                 raise
-            _log.info('handshake.failed address=%s reason="%s"', address, printable(str(error)))
+            _log.info(event("handshake.failed", address=address, reason=error))
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         asked = _request_of(request)
@@ -189,7 +190,7 @@ class EnrollServer:
         serial = await asyncio.get_running_loop().run_in_executor(self._worker, self._app.begin_stream, asked)
         if isinstance(serial, EstResponse):
             return _response(serial)
-        _log.info("feed.opened serial=%s after=%d address=%s", serial, position.seq, asked.address)
+        _log.info(event("feed.opened", serial=serial, after=position.seq, address=asked.address))
         response = web.StreamResponse(headers={"Content-Type": directory.MEDIA_TYPE, "Server": "enroll"})
         response.enable_chunked_encoding()
         await response.prepare(request)
@@ -198,7 +199,7 @@ class EnrollServer:
                 async for chunk in chunks:
                     async with asyncio.timeout(self._limits.write):
                         await response.write(chunk)
-        _log.info("feed.closed serial=%s", serial)
+        _log.info(event("feed.closed", serial=serial))
         return _closing(response)
 
 
