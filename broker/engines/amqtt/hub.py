@@ -110,7 +110,7 @@ class Hub:
         old = self.sessions.get(decision.client_id)
         if old is not None:
             self.leave(old, Reason.TAKEN_OVER)  # its will goes out before the new client can say anything
-        session = FleetSession(connect, decision.client_id, decision.entry, self.limits)
+        session = FleetSession(connect, decision.client_id, decision.entry, self.limits, self._stats)
         session.grants = decision.grants
         is_present = self._succeed(session, self.sessions.get(decision.client_id))
         self._add(session)
@@ -166,8 +166,6 @@ class Hub:
         if link is None or client is None:
             return
         session.transitions.disconnect()
-        self._stats.messages_dropped += session.dropped
-        session.dropped = 0
         if session.clean_session:
             self._forget(session)
         link.end(reason)

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from amqtt.session import OutgoingApplicationMessage, Session
 
-from broker.engine import Client, Limits, Reason
+from broker.engine import Client, Limits, Reason, Stats
 from broker.engines.amqtt.packets import Connect, Publish, Will, pubrel
 from fleet.directory import Entry
 from fleet.identity import DeviceId
@@ -90,7 +90,7 @@ _NO_QUEUE: Final[Queue[Any]] = Queue(maxsize=1)
 class FleetSession(Session):
     """One client id's state and, while it is connected, its link."""
 
-    def __init__(self, connect: Connect, client_id: str, entry: Entry, limits: Limits) -> None:
+    def __init__(self, connect: Connect, client_id: str, entry: Entry, limits: Limits, stats: Stats) -> None:
         super().__init__()
         self.retained_messages = self.delivered_message_queue = _NO_QUEUE
         self.client_id: str = client_id
@@ -106,12 +106,12 @@ class FleetSession(Session):
         self.denials = 0
         self.filters: dict[str, int] = {}
         self.received_ids: set[int] = set()  # QoS 2: PUBREC sent, PUBREL awaited
-        self.dropped = 0
         self._deliveries: dict[int, Delivery] = {}
         self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
         self._waiting_qos_0 = 0
         self._limits = limits
+        self._stats = stats
 
     def _init_states(self) -> None:
         self.transitions = _State()  # type: ignore[assignment]  # all of Machine that amqtt calls on a session
@@ -179,7 +179,7 @@ class FleetSession(Session):
             or self._waiting_bytes + size > limits.queued_bytes_per_session // share
         ):
             if not (message.qos and self._drop_waiting_qos_0()):
-                self.dropped += 1
+                self._stats.messages_dropped += 1
                 return False
         self._waiting.append(message)
         self._waiting_bytes += size
@@ -192,7 +192,7 @@ class FleetSession(Session):
         at = next(at for at, message in enumerate(self._waiting) if message.qos == 0)
         self._waiting_bytes -= self._waiting[at].publish.size
         self._waiting_qos_0 -= 1
-        self.dropped += 1
+        self._stats.messages_dropped += 1
         del self._waiting[at]
         return True
 

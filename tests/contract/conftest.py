@@ -1,0 +1,67 @@
+"""Engines, each with a fleet of its own making."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from broker.engine import Clock, Engine, Limits
+from fleet.identity import Role
+from tests.certificates import Identity, TestFleet
+from tests.contract.engines import ENGINES, RunningEngine
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> TestFleet:
+    """The fleet whose broker it is."""
+    return TestFleet(tmp_path_factory.mktemp("fleet"))
+
+
+@pytest.fixture(scope="session")
+def other_fleet(tmp_path_factory: pytest.TempPathFactory) -> TestFleet:
+    """A fleet of the same names, and not ours."""
+    return TestFleet(tmp_path_factory.mktemp("other-fleet"))
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def make_engine(request: pytest.FixtureRequest) -> Callable[[Clock], Engine]:
+    """Each engine in turn."""
+    return ENGINES[request.param]
+
+
+@pytest.fixture
+def broker(make_engine: Callable[[Clock], Engine], fleet: TestFleet) -> Iterator[RunningEngine]:
+    """An engine that accepts connections, with an empty directory."""
+    with RunningEngine(make_engine, fleet) as running:
+        yield running
+
+
+@pytest.fixture
+def limited(make_engine: Callable[[Clock], Engine], fleet: TestFleet) -> Iterator[Callable[[Limits], RunningEngine]]:
+    """Makes engines with other limits."""
+    started: list[RunningEngine] = []
+
+    def start(limits: Limits) -> RunningEngine:
+        running = RunningEngine(make_engine, fleet, limits)
+        started.append(running)
+        return running.__enter__()
+
+    yield start
+    for running in started:
+        running.__exit__(None, None, None)
+
+
+@pytest.fixture
+def pump(broker: RunningEngine) -> Identity:
+    return broker.device("pump-07")
+
+
+@pytest.fixture
+def valve(broker: RunningEngine) -> Identity:
+    return broker.device("valve-1")
+
+
+@pytest.fixture
+def operator(broker: RunningEngine) -> Identity:
+    return broker.admit(broker.fleet.client("admin", Role.OPERATOR))
