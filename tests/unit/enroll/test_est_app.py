@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
 from datetime import timedelta
 
 import pytest
@@ -35,10 +36,16 @@ def uses_left(office: Office, token: Token) -> int:
     return record.uses_left
 
 
-def built(
-    subject: x509.Name, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, algorithm: hashes.HashAlgorithm
-) -> bytes:
-    return x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, algorithm).public_bytes(Encoding.DER)
+def built(subject: x509.Name, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
+    builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def openssl_request(*options: str) -> bytes:
+    """What `openssl req` makes for pump-07 with a new P-256 key."""
+    command = ["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    rest = ["-keyout", "/dev/null", "-subj", "/CN=pump-07", "-outform", "DER"]
+    return subprocess.run([*command, *rest, *options], check=True, capture_output=True).stdout
 
 
 def named(*names: str) -> x509.Name:
