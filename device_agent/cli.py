@@ -8,17 +8,16 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import secrets
 import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import device_agent
 from device_agent.clock import Moment
 from device_agent.core.events import StopRequested
 from device_agent.core.state import Settings
@@ -182,9 +181,8 @@ def _run(options: argparse.Namespace, home: AgentHome) -> int:
     store.recover()
     credential = store.credential()
     check_private(home.path)
-    settings = Settings(
-        credential.device, credential.serial, credential.not_after, secrets.token_hex(8), metadata.version("mqtt-fleet")
-    )
+    boot = os.urandom(8).hex()
+    settings = Settings(credential.device, credential.serial, credential.not_after, boot, device_agent.__version__)
     events = EventQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: events.post_now(StopRequested()))

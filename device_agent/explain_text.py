@@ -24,6 +24,7 @@ from fleet.policy import DEFAULT_POLICY
 WIDTH: Final = 100
 _LABEL: Final = 13
 _EKU_NAMES: Final = {ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth", ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth"}
+_PREFIXES: Final[dict[type[x509.GeneralName], str]] = {x509.DNSName: "DNS:", x509.IPAddress: "IP:"}
 _CONNACK_CODES: Final = {
     0: "connection accepted",
     1: "refused: protocol version",
@@ -228,7 +229,7 @@ def _key(certificate: x509.Certificate) -> str:
 
 def _alternative_names(certificate: x509.Certificate) -> list[str]:
     found = pki.extension(certificate, x509.SubjectAlternativeName)
-    return [str(name.value) for name in found.value] if found else []
+    return [_PREFIXES.get(type(name), "") + str(name.value) for name in found.value] if found else []
 
 
 def _spiffe(certificate: x509.Certificate) -> str:

@@ -75,9 +75,13 @@ def _converse(connection: http.client.HTTPSConnection, request: Request, peer: s
     with _deadline(connection.sock):
         connection.request(request.method, request.path, body=request.body, headers=dict(request.headers))
         with connection.getresponse() as response:
+            if response.length is None and not response.chunked:
+                raise RequestFailed(Failure(Cause.BAD_ANSWER, peer, "an answer of unknown length"))
             body = response.read(MAX_ANSWER_BYTES + 1)
             if len(body) > MAX_ANSWER_BYTES:
                 raise RequestFailed(Failure(Cause.BAD_ANSWER, peer, f"more than {MAX_ANSWER_BYTES} bytes"))
+            if response.length:  # read(n) is content with less than was promised
+                raise RequestFailed(Failure(Cause.CLOSED, peer, f"{response.length} bytes of the answer are missing"))
             return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
 
 

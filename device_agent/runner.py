@@ -11,6 +11,7 @@ import logging
 import queue
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -118,6 +119,7 @@ class Runner:
         applications = ApplicationServer(self.home, self.events.post)
         state = initial(self.settings, config_client.known_brokers(self.home), self._load_journal())
         pending: deque[Event] = deque([Started()])
+        _log.info("agent.started device=%s serial=%s", self.settings.device, self.settings.serial)
         try:
             applications.start()
             while not self._is_over:
@@ -134,6 +136,7 @@ class Runner:
                 self._connection.disconnect()
                 self._connection.join(2)
             applications.close()
+            _log.info("agent.stopped device=%s", self.settings.device)
 
     def _next_event(self, deadline: float | None) -> Event:
         seconds = _LOOK_SECONDS if deadline is None else deadline - self.world.monotonic()
@@ -251,5 +254,9 @@ def _shown(value: object) -> str:
 
 
 def configure_logging(level: int = logging.INFO) -> None:
-    """One line an event on stderr."""
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", force=True)
+    """One line an event on stderr, in UTC."""
+    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level, handlers=[handler], force=True)

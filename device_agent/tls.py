@@ -88,6 +88,25 @@ class FleetSocket(BoundedSocket):
             self.last_error = error
             raise
 
+    def send(self, data: Any, flags: int = 0) -> int:
+        """As ssl.SSLSocket; who cannot be written to may have left a word behind that says why."""
+        try:
+            return super().send(data, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+            raise
+        except OSError as error:
+            self.last_error = self._parting_alert() or error
+            raise self.last_error from error
+
+    def _parting_alert(self) -> ssl.SSLError | None:
+        try:
+            super().recv(1)
+        except ssl.SSLError as error:
+            return error if "ALERT" in (error.reason or "") else None
+        except OSError:
+            return None
+        return None
+
 
 class BoundedContext(ssl.SSLContext):
     """Connections whose handshake ends in time."""
