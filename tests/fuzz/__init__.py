@@ -1,0 +1,1 @@
+"""Random input, with many examples under `./dev fuzz`."""

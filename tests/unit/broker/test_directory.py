@@ -1,0 +1,185 @@
+"""The broker's view of the directory, and its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.directory import Change, Directory, Journal, Position, load
+from fleet import directory
+from fleet.directory import Current, Entry, FeedLine, SnapshotStart
+from fleet.errors import InvalidInput
+from fleet.identity import DeviceId, Principal, Role, Serial, State
+
+PUMP, VALVE = DeviceId("pump-07"), DeviceId("valve-1")
+OLD, NEW = Serial("aa"), Serial("bb")
+
+
+def entry(seq: int, id: DeviceId = PUMP, state: State = State.ACTIVE, *serials: Serial, epoch: int = 1) -> Entry:
+    return Entry(seq, Principal(Role.DEVICE, id), state, epoch, frozenset(serials or (OLD,)))
+
+
+def followed(*lines: FeedLine) -> Directory:
+    found = Directory()
+    for line in lines:
+        found.apply(line)
+    return found
+
+
+START = (SnapshotStart("f", 2), entry(1), entry(2, VALVE), Current("f", 2))
+
+
+def test_a_snapshot_counts_when_it_is_complete() -> None:
+    """Half of a directory would lock the other half out."""
+    found = followed(*START[:-1])
+    assert (None, False) == (found.position, found.admits(PUMP, OLD))
+    assert 2 == len(found.apply(START[-1]))
+    assert (Position("f", 2), True) == (found.position, found.admits(PUMP, OLD))
+
+
+def test_only_listed_serials_of_that_very_principal_are_admitted() -> None:
+    """A certificate would open another's door."""
+    found = followed(SnapshotStart("f", 2), entry(1), entry(2, VALVE, State.ACTIVE, NEW), Current("f", 2))
+    assert [True, False, False, True] == [found.admits(i, s) for i in (PUMP, VALVE) for s in (OLD, NEW)]
+
+
+def test_whoever_is_missing_in_a_later_snapshot_is_gone() -> None:
+    """A principal that was removed while the broker was away would be let in for ever."""
+    found = followed(*START, SnapshotStart("f", 5), entry(1))
+    changes = found.apply(Current("f", 5))
+    assert (Change(entry(2, VALVE), None),) == changes
+    assert frozenset({OLD}) == changes[0].ends()
+    assert not found.admits(VALVE, OLD)
+
+
+def test_a_stream_that_broke_off_leaves_everything_as_it_was() -> None:
+    """The snapshot of the next connection would be mixed with half of the last one."""
+    found = followed(*START, SnapshotStart("f", 9))
+    found.forget_partial_snapshot()
+    found.apply(entry(3, PUMP, State.REVOKED))
+    assert not found.admits(PUMP, OLD)
+    assert found.admits(VALVE, OLD)
+
+
+@given(st.permutations([entry(3), entry(4, PUMP, State.REVOKED), entry(5, PUMP, State.ACTIVE, NEW)]))
+def test_the_newest_line_wins_in_whatever_order_they_come(lines: list[Entry]) -> None:
+    """A look-up that was slow would undo a revocation."""
+    found = followed(*START)
+    for line in lines:
+        found.apply_found(line)
+    assert (False, True) == (found.admits(PUMP, OLD), found.admits(PUMP, NEW))
+
+
+def test_a_found_entry_does_not_move_the_position() -> None:
+    """What lies between would never be asked for."""
+    found = followed(*START)
+    found.apply_found(entry(40, PUMP, State.ACTIVE, NEW))
+    assert Position("f", 2) == found.position
+    found.apply(entry(41, PUMP, State.ACTIVE, NEW))
+    assert Position("f", 41) == found.position
+
+
+def test_a_found_entry_outlives_an_older_snapshot_of_the_same_feed() -> None:
+    """A certificate issued while the snapshot was on its way would be refused again."""
+    found = followed(*START)
+    found.apply_found(entry(9, DeviceId("new"), State.ACTIVE, NEW))
+    for line in (SnapshotStart("f", 8), entry(8), Current("f", 8)):
+        found.apply(line)
+    assert found.admits(DeviceId("new"), NEW)
+    assert not found.admits(VALVE, OLD)
+
+
+def test_a_restored_registry_does_not_bring_back_who_was_revoked() -> None:
+    """A backup from before a theft would let the thief in."""
+    found = followed(*START, entry(7, PUMP, State.REVOKED))
+    for line in (SnapshotStart("restored", 5), entry(4), entry(5, VALVE), Current("restored", 5)):
+        found.apply(line)
+    assert (False, True) == (found.admits(PUMP, OLD), found.admits(VALVE, OLD))
+    found.apply(entry(6, PUMP, State.ACTIVE, NEW))  # an admin decided
+    assert found.admits(PUMP, NEW)
+
+
+def test_a_feed_that_begins_without_a_snapshot_is_refused() -> None:
+    """Lines of another history would be taken for ours."""
+    for lines in ((Current("f", 1),), (*START, Current("g", 3))):
+        found = followed(*lines[:-1])
+        with pytest.raises(InvalidInput):
+            found.apply(lines[-1])
+
+
+def test_what_was_kept_is_what_is_read(tmp_path: Path) -> None:
+    """A revocation would not outlive a restart."""
+    path = tmp_path / "directory.ndjson"
+    found, journal = followed(*START), Journal(path)
+    assert journal.is_rewrite_due(0)
+    journal.rewrite(map(directory.encode, found.snapshot()))
+    change = entry(3, PUMP, State.REVOKED)
+    found.apply(change)
+    assert not journal.is_rewrite_due(1)
+    journal.append([directory.encode(change)])
+    again = load(path)
+    assert (found.entries, found.position) == (again.entries, again.position)
+    assert 0o600 == path.stat().st_mode & 0o777
+
+
+def test_a_kept_revocation_against_a_restored_registry_is_kept_on_disk_too(tmp_path: Path) -> None:
+    """A restart after the restore would let the thief in."""
+    path = tmp_path / "directory.ndjson"
+    found = followed(*START, entry(7, PUMP, State.REVOKED))
+    for line in (SnapshotStart("restored", 5), entry(4), Current("restored", 5)):
+        found.apply(line)
+    Journal(path).rewrite(map(directory.encode, found.snapshot()))
+    again = load(path)
+    assert not again.admits(PUMP, OLD)
+    again.apply(entry(6, PUMP, State.ACTIVE, NEW))
+    assert again.admits(PUMP, NEW)
+
+
+def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:
+    """The broker would not start after a power cut."""
+    path = tmp_path / "directory.ndjson"
+    whole = b"".join(map(directory.encode, START))
+    torn = directory.encode(entry(3, PUMP, State.REVOKED))
+    for cut in range(len(torn) - 1):
+        path.write_bytes(whole + torn[:cut])
+        assert load(path).admits(PUMP, OLD)
+    path.write_bytes(whole + torn)
+    assert not load(path).admits(PUMP, OLD)
+
+
+def test_what_is_appended_after_a_cut_off_line_is_not_lost(tmp_path: Path) -> None:
+    """A revocation would be glued to the rest of a line and damage the file."""
+    path = tmp_path / "directory.ndjson"
+    path.write_bytes(b"".join(map(directory.encode, START)) + b'{"type": "ent')
+    found, journal = load(path), Journal(path)
+    assert journal.is_rewrite_due(1)  # a journal that was not written by this process is never appended to
+    found.apply(entry(3, PUMP, State.REVOKED))
+    journal.rewrite(map(directory.encode, found.snapshot()))
+    assert not load(path).admits(PUMP, OLD)
+
+
+def test_a_damaged_file_says_so_and_what_to_do(tmp_path: Path) -> None:
+    """A broker would start with a part of its directory, or with a traceback."""
+    path = tmp_path / "directory.ndjson"
+    path.write_bytes(directory.encode(START[0]) + b"{}\n")
+    with pytest.raises(InvalidInput) as raised:
+        load(path)
+    assert str(path) in raised.value.message
+    assert f"rm {path}" in raised.value.hint
+
+
+def test_a_file_that_is_not_there_is_an_empty_directory(tmp_path: Path) -> None:
+    """The first start would fail."""
+    assert None is load(tmp_path / "none").position
+
+
+def test_a_journal_that_has_grown_is_written_anew(tmp_path: Path) -> None:
+    """The file would grow for ever."""
+    journal = Journal(tmp_path / "directory.ndjson")
+    journal.rewrite(map(directory.encode, START))
+    journal.append(directory.encode(entry(seq)) for seq in range(3, 1003))
+    assert not journal.is_rewrite_due(4)
+    assert journal.is_rewrite_due(5)

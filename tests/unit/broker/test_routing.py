@@ -1,0 +1,94 @@
+"""Tries against the naive matcher of fleet.topics."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.engines.amqtt.packets import Publish
+from broker.engines.amqtt.routing import Retained, Subscriptions
+from fleet import topics
+from fleet.identity import DeviceId
+
+LEVELS = st.sampled_from(["a", "b", "", "$SYS", "$x"])
+TOPICS = st.lists(LEVELS, min_size=1, max_size=4).map("/".join).filter(topics.is_topic_name)
+FILTERS = (
+    st.lists(LEVELS | st.just("+"), min_size=1, max_size=4)
+    .flatmap(lambda levels: st.sampled_from(["/".join(levels), "/".join([*levels, "#"]), "#"]))
+    .filter(topics.is_topic_filter)
+)
+CHANGES = st.lists(st.tuples(st.booleans(), FILTERS, st.sampled_from("xyz"), st.integers(0, 2)), max_size=20)
+
+
+@given(CHANGES, st.lists(TOPICS, min_size=1, max_size=5))
+def test_the_trie_routes_as_the_naive_matcher(changes: list[tuple[bool, str, str, int]], published: list[str]) -> None:
+    """A message would reach whom no filter of theirs matches, or miss whom one does."""
+    trie: Subscriptions[str] = Subscriptions()
+    naive: dict[tuple[str, str], int] = {}
+    for is_add, topic_filter, who, qos in changes:
+        if is_add:
+            trie.add(topic_filter, who, qos)
+            naive[topic_filter, who] = qos
+        else:
+            trie.remove(topic_filter, who)
+            naive.pop((topic_filter, who), None)
+        for topic in published:  # after every change: the cache of routes must not outlive it
+            expected: dict[str, int] = {}
+            for (known, subscriber), known_qos in naive.items():
+                if topics.matches(known, topic):
+                    expected[subscriber] = max(known_qos, expected.get(subscriber, 0))
+            assert expected == dict(trie.route(topic))
+        assert len(naive) == trie.count
+
+
+@given(CHANGES)
+def test_a_trie_that_lost_its_last_subscription_is_empty(changes: list[tuple[bool, str, str, int]]) -> None:
+    """Whoever subscribes and unsubscribes in a loop would fill the memory."""
+    trie: Subscriptions[str] = Subscriptions()
+    for _, topic_filter, who, qos in changes:
+        trie.add(topic_filter, who, qos)
+    for _, topic_filter, who, _ in changes:
+        trie.remove(topic_filter, who)
+        trie.remove(topic_filter, who)
+    assert 0 == trie.count
+    assert trie._root.is_bare()
+
+
+@given(st.lists(st.tuples(TOPICS, st.binary(max_size=1), st.sampled_from("xy")), max_size=12), FILTERS)
+def test_retained_messages_are_found_as_the_naive_matcher_would(
+    kept: list[tuple[str, bytes, str]], topic_filter: str
+) -> None:
+    """A subscriber would be given a message of a topic that its filter does not match, or one that was deleted."""
+    trie = Retained(max_per_owner=100)
+    naive: dict[str, bytes] = {}
+    for topic, payload, owner in kept:
+        assert trie.set(Publish.of(topic, payload, 0, retain=True), None if owner == "y" else _id(owner))
+        naive.pop(topic, None)
+        if payload:
+            naive[topic] = payload
+    expected = {topic: payload for topic, payload in naive.items() if topics.matches(topic_filter, topic)}
+    assert expected == {message.topic: message.payload for message in trie.matching(topic_filter)}
+    assert len(naive) == len(trie)
+
+
+def test_an_owner_may_replace_what_it_has_when_it_is_full() -> None:
+    """A device at its limit could not change its status any more."""
+    trie = Retained(max_per_owner=1)
+    assert trie.set(Publish.of("a", b"1", 0, retain=True), _id("x"))
+    assert not trie.set(Publish.of("b", b"1", 0, retain=True), _id("x"))
+    assert trie.set(Publish.of("a", b"2", 0, retain=True), _id("x"))
+    assert trie.set(Publish.of("a", b"", 0, retain=True), _id("x"))
+    assert trie.set(Publish.of("b", b"1", 0, retain=True), _id("x"))
+
+
+def test_the_broker_itself_is_not_limited() -> None:
+    """A device could fill its share so that its revocation is not told."""
+    trie = Retained(max_per_owner=1)
+    assert trie.set(Publish.of("a", b"1", 0, retain=True), _id("x"))
+    assert trie.set(Publish.of("a", b"2", 0, retain=True), None)
+    assert trie.set(Publish.of("b", b"2", 0, retain=True), None)
+    assert 2 == len(trie)
+
+
+def _id(text: str) -> DeviceId:
+    return DeviceId(text)
