@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import sys
+import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -58,12 +59,20 @@ def serve(
     admin_home = _open_home(home or before_verb or _default_home())
     settings = _read_config(admin_home)
     address = config.parse_address(listen) if listen else settings.broker_listen
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
-    )
-    for noisy in ("amqtt", "transitions"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _log_to_stderr()
     uvloop.run(_serve(admin_home, settings, address, public_url))
+
+
+def _log_to_stderr() -> None:
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+    for chatty in ("amqtt", "transitions"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def main() -> int:

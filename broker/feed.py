@@ -23,7 +23,7 @@ from fleet.identity import Serial
 
 _log = logging.getLogger(__name__)
 _FIRST_BACKOFF_SECONDS: Final = 0.2
-_MAX_BACKOFF_SECONDS: Final = 5.0
+_MAX_BACKOFF_SECONDS: Final = 2.0  # brokers are few, and a revocation may be waiting
 _SILENCE_SECONDS: Final = 2.5 * directory.HEARTBEAT_SECONDS
 _CONNECT_SECONDS: Final = 10.0
 _LOOK_UP_SECONDS: Final = 3.0

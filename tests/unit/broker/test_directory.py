@@ -30,6 +30,7 @@ def followed(*lines: FeedLine) -> Directory:
 
 
 START = (SnapshotStart("f", 2), entry(1), entry(2, VALVE), Current("f", 2))
+ENCODED = [directory.encode(line) for line in START]
 
 
 def test_a_snapshot_counts_when_it_is_complete() -> None:
@@ -141,7 +142,7 @@ def test_a_kept_revocation_against_a_restored_registry_is_kept_on_disk_too(tmp_p
 def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:
     """The broker would not start after a power cut."""
     path = tmp_path / "directory.ndjson"
-    whole = b"".join(map(directory.encode, START))
+    whole = b"".join(ENCODED)
     torn = directory.encode(entry(3, PUMP, State.REVOKED))
     for cut in range(len(torn) - 1):
         path.write_bytes(whole + torn[:cut])
@@ -153,7 +154,7 @@ def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:
 def test_what_is_appended_after_a_cut_off_line_is_not_lost(tmp_path: Path) -> None:
     """A revocation would be glued to the rest of a line and damage the file."""
     path = tmp_path / "directory.ndjson"
-    path.write_bytes(b"".join(map(directory.encode, START)) + b'{"type": "ent')
+    path.write_bytes(b"".join(ENCODED) + b'{"type": "ent')
     found, journal = load(path), Journal(path)
     assert journal.is_rewrite_due(1)  # a journal that was not written by this process is never appended to
     found.apply(entry(3, PUMP, State.REVOKED))
@@ -179,7 +180,7 @@ def test_a_file_that_is_not_there_is_an_empty_directory(tmp_path: Path) -> None:
 def test_a_journal_that_has_grown_is_written_anew(tmp_path: Path) -> None:
     """The file would grow for ever."""
     journal = Journal(tmp_path / "directory.ndjson")
-    journal.rewrite(map(directory.encode, START))
+    journal.rewrite(ENCODED)
     journal.append(directory.encode(entry(seq)) for seq in range(3, 1003))
     assert not journal.is_rewrite_due(4)
     assert journal.is_rewrite_due(5)

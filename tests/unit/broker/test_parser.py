@@ -63,15 +63,19 @@ FILTERS = st.tuples(
 FRAMES = st.one_of(
     st.builds(mqtt.connect, NAMES, clean=st.booleans(), keep_alive=st.integers(0, 65_535)),
     st.builds(mqtt.publish, TOPICS, PAYLOADS, st.integers(0, 2), IDS, retain=st.booleans()),
-    st.builds(lambda filters, id: mqtt.subscribe(*filters, id=id), st.lists(FILTERS, min_size=1, max_size=4), IDS),
-    st.builds(lambda filters, id: mqtt.unsubscribe(*filters, id=id), st.lists(TOPICS, min_size=1, max_size=4), IDS),
+    st.builds(
+        lambda filters, number: mqtt.subscribe(*filters, id=number), st.lists(FILTERS, min_size=1, max_size=4), IDS
+    ),
+    st.builds(
+        lambda filters, number: mqtt.unsubscribe(*filters, id=number), st.lists(TOPICS, min_size=1, max_size=4), IDS
+    ),
     st.builds(mqtt.puback, IDS),
     st.builds(mqtt.pubrec, IDS),
     st.builds(mqtt.pubrel, IDS),
     st.builds(mqtt.pubcomp, IDS),
     st.sampled_from([mqtt.PINGREQ, mqtt.DISCONNECT]),
 )
-NOISE = st.binary(max_size=40) | st.builds(lambda first, body: mqtt.packet(first, body), st.integers(0, 255), PAYLOADS)
+NOISE = st.binary(max_size=40) | st.builds(mqtt.packet, st.integers(0, 255), PAYLOADS)
 STREAMS = st.lists(FRAMES | NOISE, max_size=6).map(b"".join)
 
 

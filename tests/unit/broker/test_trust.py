@@ -86,10 +86,8 @@ def only_the_root(_files: IdentityFiles, fleet: TestFleet) -> None:
 
 def mixed_trust(_files: IdentityFiles, fleet: TestFleet) -> None:
     other = TestFleet(fleet.root_file.parent / "other")
-    fleet.trust_file.write_bytes(fleet.trust_file.read_bytes().split(b"-----END CERTIFICATE-----\n")[1])
-    fleet.trust_file.write_bytes(
-        fleet.root_file.read_bytes() + other.trust_file.read_bytes()[len(other.root_file.read_bytes()) :]
-    )
+    of_the_other = other.trust_file.read_bytes().removeprefix(other.root_file.read_bytes())
+    fleet.trust_file.write_bytes(fleet.root_file.read_bytes() + of_the_other)
 
 
 @pytest.mark.parametrize(
