@@ -127,7 +127,8 @@ def _built_aside(path: Path, nonce: str) -> Iterator[Path]:
         aside.mkdir(mode=0o700)
     except OSError as error:
         raise FleetError(
-            f"{path} cannot be made: {error.strerror}", hint="name another directory: --home DIR"
+            f"{path} cannot be made: {(error.strerror or str(error)).lower()}",
+            hint="name another directory: --home DIR",
         ) from error
     try:
         yield aside
@@ -137,7 +138,8 @@ def _built_aside(path: Path, nonce: str) -> Iterator[Path]:
         _sync_directory(path.parent)
     except OSError as error:
         raise FleetError(
-            f"{path} cannot be written: {error.strerror}", hint="free space, or name another --home"
+            f"{path} cannot be written: {(error.strerror or str(error)).lower()}",
+            hint="free space, or name another --home",
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

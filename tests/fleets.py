@@ -48,10 +48,10 @@ def plan(**changes: Any) -> Plan:
     return Plan(**fields | changes)
 
 
-def new_home(path: Path, now: datetime | None = None) -> AdminHome:
+def new_home(path: Path, now: datetime | None = None, **changes: Any) -> AdminHome:
     """An initialised home; `now` is the real time unless given."""
     home = AdminHome(path)
-    initialise(home, plan(), now=now or datetime.now(UTC), token_bytes=secrets.token_bytes)
+    initialise(home, plan(**changes), now=now or datetime.now(UTC), token_bytes=secrets.token_bytes)
     return home
 
 
@@ -140,8 +140,8 @@ class Office:
 
 
 @contextmanager
-def open_office(path: Path, now: datetime = NOW) -> Iterator[Office]:
+def open_office(path: Path, now: datetime = NOW, **changes: Any) -> Iterator[Office]:
     """An office in a new home at `path`."""
-    home = new_home(path, now)
+    home = new_home(path, now, **changes)
     with Registry.open(home.registry) as registry:
         yield Office(home, registry, authority.load(home, DOMAIN, CRL_URL), now)

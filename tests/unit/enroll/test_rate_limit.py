@@ -1,0 +1,43 @@
+"""How many refusals a stranger may collect."""
+
+from __future__ import annotations
+
+import pytest
+
+from enroll.rate_limit import MAX_KEYS, WINDOW_SECONDS, RateLimit, network_of
+
+
+def test_the_limit_holds_for_a_window_and_then_ends() -> None:
+    """A limit never ends, or never begins."""
+    limit = RateLimit(2)
+    assert 0 == limit.retry_after("a", 0.0)
+    limit.count("a", 0.0)
+    limit.count("a", 10.0)
+    assert WINDOW_SECONDS - 20.0 == limit.retry_after("a", 20.0)
+    assert 0 == limit.retry_after("b", 20.0)
+    assert 0 == limit.retry_after("a", WINDOW_SECONDS)
+    limit.count("a", WINDOW_SECONDS)
+    assert 0 == limit.retry_after("a", WINDOW_SECONDS)
+
+
+def test_memory_is_bounded_and_the_latest_offender_is_kept() -> None:
+    """A stranger with many addresses fills the memory."""
+    limit = RateLimit(1)
+    for number in range(MAX_KEYS + 10):
+        limit.count(str(number), 0.0)
+    assert 0 == limit.retry_after("0", 1.0)
+    assert 0 < limit.retry_after(str(MAX_KEYS + 9), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("", ""),
+    ],
+)
+def test_what_counts_as_one_address(address: str, network: str) -> None:
+    """Whoever has a /64 has 2**64 attempts."""
+    assert network == network_of(address)
