@@ -8,7 +8,6 @@ import os
 import signal
 import stat
 import sys
-import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -29,9 +28,10 @@ from broker.trust import load_client_trust, load_trust
 from fleet import config
 from fleet.config import Address, FleetConfig
 from fleet.errors import Denied as DeniedError
-from fleet.errors import FleetError, NotFound, printable, report
+from fleet.errors import FleetError, NotFound, report
 from fleet.identity import Server
 from fleet.layout import AdminHome, RunFile
+from fleet.logs import event, log_to
 
 _log = logging.getLogger("broker")
 
@@ -64,13 +64,7 @@ def serve(
 
 
 def _log_to_stderr() -> None:
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
+    log_to(logging.StreamHandler(sys.stderr))
     for chatty in ("amqtt", "transitions"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
@@ -207,7 +201,7 @@ class _Broker:
             await self.engine.replace_trust(trust)
             await self._prove()
         except FleetError as error:
-            _log.error("trust.not_replaced reason=%r", printable(error.message))
+            _log.error(event("trust.not_replaced", reason=error.message))
             await self.engine.replace_trust(self.trust)
         else:
             self.trust = trust
@@ -238,20 +232,20 @@ def _announce(home: AdminHome, settings: FleetConfig, address: Address, public_u
     print(f"broker: ready mqtts://{address}", flush=True)
 
 
-def _tell(event: Event) -> None:
+def _tell(happened: Event) -> None:
     """One line for each connection, refusal, disconnect and denial."""
-    match event:
+    match happened:
         case Connected(client, session_present):
-            _line("connection.accepted", **_who(client), session_present=session_present)
+            _log.info(event("connection.accepted", **_who(client), session_present=session_present))
         case Refused(peer, reason, name, detail):
-            _line("connection.refused", reason=reason.value, peer=peer, name=name, detail=detail)
+            _log.info(event("connection.refused", reason=reason.value, peer=peer, name=name, detail=detail))
         case Disconnected(client, reason, detail):
-            _line("connection.ended", **_who(client), reason=reason.value, detail=detail)
+            _log.info(event("connection.ended", **_who(client), reason=reason.value, detail=detail))
         case Denied(client, action, topic, count):
             if count & (count - 1) == 0:  # the first, second, fourth, eighth: a flood must not fill the log
-                _line("action.denied", **_who(client), action=action.value, topic=topic, count=count)
+                _log.info(event("action.denied", **_who(client), action=action.value, topic=topic, count=count))
         case _:
-            assert_never(event)
+            assert_never(happened)
 
 
 def _who(client: Client) -> dict[str, object]:
@@ -262,6 +256,3 @@ def _who(client: Client) -> dict[str, object]:
         "peer": client.peer,
     }
 
-
-def _line(event: str, **fields: object) -> None:
-    _log.info("%s %s", event, " ".join(f"{name}={printable(str(v))}" for name, v in fields.items() if v != ""))

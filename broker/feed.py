@@ -18,8 +18,9 @@ from broker.directory import Position
 from broker.trust import ClientTrust
 from fleet import directory, layout
 from fleet.directory import Entry, FeedLine
-from fleet.errors import FleetError, InvalidInput, Unreachable, printable
+from fleet.errors import FleetError, InvalidInput, Unreachable
 from fleet.identity import Serial
+from fleet.logs import event
 
 _log = logging.getLogger(__name__)
 _FIRST_BACKOFF_SECONDS: Final = 0.2
@@ -75,7 +76,7 @@ class Feed:
                 finally:
                     self._follower.stream_ended()
                 if trouble != told:
-                    _log.warning("directory.not_followed reason=%r", printable(trouble))
+                    _log.warning(event("directory.not_followed", reason=trouble))
                     told = trouble
                 limit = min(_MAX_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** min(failures, 10))
                 await asyncio.sleep(self._random.uniform(0, limit))
@@ -98,7 +99,7 @@ class Feed:
         query = {} if at is None else {"after": str(at.seq), "feed": at.feed}
         async with http.get(self._url(), params=query, allow_redirects=False) as answer:
             await _check_status(answer)
-            _log.info("directory.following url=%s after=%s", printable(str(answer.url)), query.get("after", "snapshot"))
+            _log.info(event("directory.following", url=answer.url, after=query.get("after", "snapshot")))
             async for line in answer.content:
                 if not line.endswith(b"\n") or len(line) > directory.MAX_LINE_BYTES:
                     raise InvalidInput("the directory feed sent a line that is cut off or too long")
@@ -123,7 +124,7 @@ class Feed:
             async with self._look_up_slots, asyncio.timeout(_LOOK_UP_SECONDS):
                 entry = await self._ask(http, serial)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, FleetError) as error:
-            _log.warning("directory.look_up_failed serial=%s reason=%r", serial, printable(_in_words(error)))
+            _log.warning(event("directory.look_up_failed", serial=serial, reason=_in_words(error)))
             return
         if entry is not None:
             self._follower.take_found(entry)

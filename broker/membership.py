@@ -14,6 +14,7 @@ from typing import Final
 from broker.directory import Change, Directory, Journal
 from fleet import directory
 from fleet.directory import Entry, FeedLine
+from fleet.logs import event
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 5.0
@@ -68,7 +69,7 @@ class Membership:
             try:
                 await self.save()
             except OSError as error:
-                _log.error("directory.not_kept error=%s", error.strerror)
+                _log.error(event("directory.not_kept", reason=error.strerror))
                 self._is_rewrite_needed = True
                 await asyncio.sleep(_RETRY_SECONDS)
                 self._work.set()

@@ -21,8 +21,9 @@ from typing import Final
 
 from device_agent.core.events import AppJoined, AppLeft, AppSaid, Event
 from device_agent.requests import MAX_LINE_BYTES, parse_request
-from fleet.errors import FleetError, printable
+from fleet.errors import FleetError
 from fleet.layout import AgentHome
+from fleet.logs import event
 from fleet.messages import InvalidMessage
 
 MAX_APPLICATIONS: Final = 16
@@ -213,7 +214,7 @@ class ApplicationServer:
 
     def _drop(self, client: _Client, reason: str) -> None:
         if reason:
-            _log.warning("application.dropped number=%d reason=%s", client.number, printable(repr(reason)))
+            _log.warning(event("application.dropped", number=client.number, reason=reason))
         with self._lock:
             if self._clients.pop(client.number, None) is None:
                 return

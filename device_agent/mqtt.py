@@ -33,6 +33,7 @@ from device_agent.core.events import Arrived, Connected, Disconnected, Event, Se
 from device_agent.failures import Cause, Failure
 from fleet.identity import DeviceId, Server
 from fleet.layout import AgentHome
+from fleet.logs import event
 
 KEEPALIVE_SECONDS: Final = 60
 CONNECT_SECONDS: Final = 15.0
@@ -190,7 +191,7 @@ class Connection:
             return
         connection = client.socket()
         agreed = tls.describe_session(connection) if isinstance(connection, tls.FleetSocket) else {}
-        _log.info("connection.made broker=%s tls=%s cipher=%s", self._connect.broker, *agreed.values())
+        _log.info(event("connection.made", broker=self._connect.broker, **agreed))
         self._post(Connected(self.epoch, flags.session_present))
 
     def _on_subscribe(

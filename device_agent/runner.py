@@ -11,7 +11,6 @@ import logging
 import queue
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,8 +42,9 @@ from device_agent.journal import Journal, decode_journal
 from device_agent.mqtt import Connection
 from device_agent.store import Disk, check_private, replace_file
 from fleet.config import Address
-from fleet.errors import FleetError, InvalidInput, printable
+from fleet.errors import FleetError, InvalidInput
 from fleet.layout import AgentHome
+from fleet.logs import event, log_to
 
 QUEUE_EVENTS: Final = 1_000
 # A connection's thread turns every 5 s; one that has not for so long hangs, whatever it claims.
@@ -162,8 +162,7 @@ class Runner:
             case AnnounceReady():
                 print(f"device-agent: ready {self.settings.device}", flush=True)
             case Log(level, name, fields):
-                shown = " ".join(f"{key}={_shown(value)}" for key, value in fields)
-                _log.log(level, "%s device=%s %s", name, self.settings.device, shown)
+                _log.log(level, event(name, device=self.settings.device, **dict(fields)))
             case Exit():
                 self._is_over = True
             case _:
@@ -206,7 +205,7 @@ class Runner:
         try:
             config_client.save_brokers(self.world.disk, self.home, brokers)
         except OSError as error:  # the agent goes on: it asks again at its next start
-            _log.warning("config.not_written reason=%s", error.strerror or error)
+            _log.warning(event("config.not_written", reason=error.strerror or error))
 
     def _check_threads(self, applications: ApplicationServer) -> None:
         """A thread that died or hangs is noticed here. Raises: FleetError if the agent cannot go on without it."""
@@ -242,21 +241,11 @@ class Runner:
         except OSError as error:
             raise FleetError(f"{self._journal_file}: {error.strerror or error}") from error
         except InvalidInput as error:
-            _log.error("journal.damaged reason=%s", printable(error.message))
+            _log.error(event("journal.damaged", reason=error.message))
             self._journal_file.replace(self._journal_file.with_suffix(".damaged"))
             return Journal()
 
 
-def _shown(value: object) -> str:
-    """A field of a log line: quoted if it has blanks, control characters escaped."""
-    text = printable(str(value))
-    return f'"{text}"' if " " in text or not text else text
-
-
 def configure_logging(level: int = logging.INFO) -> None:
-    """One line an event on stderr, in UTC."""
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    """One line an event on stderr."""
+    log_to(logging.StreamHandler(sys.stderr), level)

@@ -13,7 +13,7 @@ from fleet.errors import printable
 from fleet.messages import format_time
 
 
-def event(name: str, **fields: object) -> str:
+def event(name: str, /, **fields: object) -> str:
     """The event's name and its fields; a field that is None or empty is left out."""
     shown = (f"{key}={_value(str(value))}" for key, value in fields.items() if value is not None and value != "")
     return " ".join((name, *shown))
