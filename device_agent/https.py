@@ -62,6 +62,8 @@ def send(request: Request, context: ssl.SSLContext) -> Answer:
     )
     try:
         return _converse(connection, request, peer)
+    except (http.client.RemoteDisconnected, http.client.IncompleteRead) as error:
+        raise RequestFailed(Failure(Cause.CLOSED, peer, "the answer is missing, or the end of it")) from error
     except http.client.HTTPException as error:
         raise RequestFailed(Failure(Cause.BAD_ANSWER, peer, f"{type(error).__name__}: {error}"[:200])) from error
     except (OSError, ValueError) as error:
