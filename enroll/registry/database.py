@@ -79,10 +79,11 @@ class Registry:
                 connection.info["begin"] = begin
                 with connection.begin():
                     yield connection
-        except exc.OperationalError as error:
-            raise _unavailable(str(error.orig)) from error
-        except sqlite3.OperationalError as error:  # of `Statement`, which runs on the driver's cursor
-            raise _unavailable(str(error)) from error
+        except (exc.DatabaseError, sqlite3.DatabaseError) as error:  # `Statement` runs on the driver's own cursor
+            explained = _explained(error.orig if isinstance(error, exc.DatabaseError) else error)
+            if explained is None:
+                raise
+            raise explained from error
 
     def commit_mark(self) -> CommitMark:
         """A new mark that tells of every later commit; close it."""
@@ -144,7 +145,13 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-def _unavailable(text: str) -> RegistryUnavailable:
+def _explained(error: BaseException | None) -> FleetError | None:
+    """What a failure of the disk or of another process means; None for a mistake of ours."""
+    text = str(error)
+    if type(error) is sqlite3.DatabaseError:  # its subclasses are other things
+        return FleetError(f"the registry is damaged: {text}", hint="restore it from a backup")
+    if not isinstance(error, sqlite3.OperationalError):
+        return None
     if any(sign in text for sign in _FULL):
         return RegistryUnavailable(f"the registry cannot be written: {text}", hint="free space on its disk")
     if any(sign in text for sign in _BUSY):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
 
 from enroll.registry.records import LIVE, CertificateRecord, CertificateState, Intent, PrincipalRecord
 from enroll.registry.schema import certificates, keys, principals
@@ -52,6 +52,9 @@ _UPDATE_PRINCIPAL = Statement(
     .values({name: bindparam(name) for name in ("state", "epoch", "groups")})
 )
 _CERTIFICATE_BY_SERIAL = Statement(_CERTIFICATE.where(certificates.c.serial == bindparam("serial")))
+_UNSIGNED = Statement(
+    select(func.count()).select_from(certificates).where(certificates.c.state == CertificateState.INTENDED.value)
+)
 _CERTIFICATES_OF = Statement(_CERTIFICATES)
 _LIVE_OF = Statement(_CERTIFICATES.where(IS_LIVE))
 _KEY = Statement(select(keys.c.principal).where(keys.c.spki_sha256 == bindparam("key")))
@@ -167,6 +170,13 @@ def certificates_of(transaction: Connection, id: DeviceId) -> list[CertificateRe
 def live_certificates_of(transaction: Connection, id: DeviceId) -> list[CertificateRecord]:
     """The certificates with which a principal may connect while it is active: two at most."""
     return [certificate_of(row) for row in _LIVE_OF.all(transaction, id=id)]
+
+
+def count_unsigned(transaction: Connection) -> int:
+    """How many serials were claimed and never signed: 0, since both happen in one transaction."""
+    row = _UNSIGNED.first(transaction)
+    assert row is not None
+    return int(row[0])
 
 
 def set_certificate_states(transaction: Connection, serials: Iterable[Serial], state: CertificateState) -> None:

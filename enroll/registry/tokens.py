@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, and_, bindparam, select, update
+from sqlalchemy import Connection, and_, bindparam, func, select, update
 
 from enroll.registry.identity import decode_groups, encode_groups
 from enroll.registry.records import TokenRecord
@@ -42,6 +42,7 @@ _REVOKE_REPLACING = Statement(
     .values(revoked_at=bindparam("now"))
 )
 _RECORD_REDEMPTION = insert_into(requests, "token", "key", "certificate", "created_at")
+_REDEMPTIONS = Statement(select(requests.c.token, func.count()).group_by(requests.c.token))
 _USE_OF_KEY = Statement(
     select(certificates.c.serial)
     .select_from(keys)
@@ -100,6 +101,11 @@ def revoke_replace_tokens(transaction: Connection, device: DeviceId, now: dateti
 def record_redemption(transaction: Connection, token: str, key: bytes, certificate: int, now: datetime) -> None:
     """Remember which certificate a token gave to a key."""
     _RECORD_REDEMPTION.run(transaction, token=token, key=key, certificate=certificate, created_at=now)
+
+
+def redemptions(transaction: Connection) -> dict[str, int]:
+    """How often each token was redeemed, by its id; tokens that never were are left out."""
+    return {token: int(count) for token, count in _REDEMPTIONS.all(transaction)}
 
 
 @dataclass(frozen=True, slots=True)

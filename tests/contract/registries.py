@@ -1,0 +1,55 @@
+"""Every registry that the contract suite runs against, and what must hold in each after every step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final
+
+from enroll.audit import first_broken
+from enroll.registry import Registry, feed, identity, log
+from enroll.registry import tokens as token_rows
+from enroll.registry.records import LIVE, CertificateState
+from fleet.directory import Entry
+from fleet.identity import State
+
+RegistryFactory = Callable[[Path], AbstractContextManager[Registry]]
+"""Opens the registry that lives at (or is named after) a path: a second call opens the same one again."""
+
+
+def sqlite(folder: Path) -> AbstractContextManager[Registry]:
+    return Registry.open(folder / "registry.db")
+
+
+REGISTRIES: Final[dict[str, RegistryFactory]] = {"sqlite": sqlite}
+
+
+def check_invariants(registry: Registry) -> None:
+    """Serials unique, tokens redeemed as often as they say, one live identity per device, nothing half done."""
+    with registry.read() as transaction:
+        principals = identity.list_principals(transaction)
+        owned = {principal.id: identity.certificates_of(transaction, principal.id) for principal in principals}
+        entries = {principal.id: feed.entry_of(transaction, principal.id) for principal in principals}
+        tokens = token_rows.list_tokens(transaction)
+        redemptions = token_rows.redemptions(transaction)
+        assert first_broken(log.entries(transaction)) is None
+        assert 0 == identity.count_unsigned(transaction)
+    every = [certificate for certificates in owned.values() for certificate in certificates]
+    assert len(every) == len({certificate.serial for certificate in every}), "a serial was given twice"
+    assert len(every) == len({certificate.key for certificate in every}), "a key was certified twice"
+    for token in tokens:
+        assert token.uses - token.uses_left == redemptions.get(token.id, 0), "uses and redemptions differ"
+        assert 0 <= token.uses_left
+    for principal in principals:
+        live = [certificate for certificate in owned[principal.id] if certificate.state in LIVE]
+        states = Counter(certificate.state for certificate in live)
+        assert states[CertificateState.CONFIRMED] <= 1
+        assert states[CertificateState.PENDING] <= 1
+        assert {certificate.epoch for certificate in live} <= {principal.epoch}, "a predecessor may still connect"
+        assert principal.state is not State.REVOKED or not live
+        entry = entries[principal.id]
+        assert isinstance(entry, Entry)
+        assert {certificate.serial for certificate in live} == entry.serials
+        assert (principal.state, principal.epoch) == (entry.state, entry.epoch)

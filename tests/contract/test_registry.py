@@ -1,0 +1,340 @@
+"""What every registry has to do, whatever database is under it."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from enroll import audit, authority, service
+from enroll.authority import Authority
+from enroll.registry import Registry, feed, identity, log
+from enroll.registry import tokens as token_rows
+from enroll.registry.records import Intent, PrincipalRecord, TokenRecord
+from enroll.service import Enrolment, Issued, NotAdmitted, NotAllowed
+from enroll.tokens import TokenOrder, TokenRefused
+from fleet.errors import Denied, FleetError
+from fleet.est import Csr
+from fleet.identity import DeviceId, Principal, Role, Serial, State
+from fleet.join import Token
+from tests.contract.registries import REGISTRIES, RegistryFactory, check_invariants
+from tests.deadlines import within
+from tests.fleets import CRL_URL, DOMAIN, NOW, new_key
+
+PUMP = DeviceId("pump-07")
+AUTHORITY = authority.create(DOMAIN, CRL_URL, now=NOW, token_bytes=random.Random(7).randbytes).authority
+
+
+@pytest.fixture(params=REGISTRIES)
+def factory(request: pytest.FixtureRequest) -> RegistryFactory:
+    """Each registry in turn."""
+    return REGISTRIES[request.param]
+
+
+@pytest.fixture
+def registry(factory: RegistryFactory, tmp_path: Path) -> Iterator[Registry]:
+    """An empty registry; its invariants are checked at the end."""
+    with factory(tmp_path) as opened:
+        yield opened
+        check_invariants(opened)
+
+
+def principal(id: DeviceId = PUMP, **changes: object) -> PrincipalRecord:
+    record = PrincipalRecord(Principal(Role.DEVICE, id), State.ACTIVE, 1, ("north",), NOW)
+    return replace(record, **changes)  # type: ignore[arg-type] # a test's own fields
+
+
+def csr(device: DeviceId = PUMP) -> Csr:
+    return Csr(device, new_key().public_key())
+
+
+def enrolment(registry: Registry, authority: Authority = AUTHORITY) -> Enrolment:
+    return Enrolment(registry, authority.devices, DOMAIN, random.Random().randbytes)
+
+
+def invite(registry: Registry, order: TokenOrder, now: datetime = NOW) -> Token:
+    return service.invite(registry, order, by="test", now=now, token_bytes=random.Random().randbytes).token
+
+
+def test_what_is_stored_comes_back(registry: Registry) -> None:
+    """A value changes on its way through the database: a time zone, a group, a missing field."""
+    token = TokenRecord(
+        "abc", b"\0" * 32, None, "pump-*", Role.DEVICE, ("a", "b"), "client", False, 3, 3, NOW, NOW + timedelta(hours=1)
+    )
+    stored = principal(created_at=NOW + timedelta(microseconds=1))
+    with registry.write() as transaction:
+        identity.add_principal(transaction, stored)
+        token_rows.add_token(transaction, token)
+        feed.announce(transaction, PUMP)
+    with registry.read() as transaction:
+        assert stored == identity.find_principal(transaction, PUMP)
+        assert token == token_rows.find_token(transaction, "abc")
+        assert [stored] == identity.list_principals(transaction, Role.DEVICE)
+        assert [] == identity.list_principals(transaction, Role.BROKER)
+
+
+def test_a_transaction_that_fails_leaves_nothing(registry: Registry) -> None:
+    """Half an enrolment is left behind."""
+
+    def fail() -> None:
+        with registry.write() as transaction:
+            identity.add_principal(transaction, principal())
+            audit.record(transaction, NOW, "x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    with registry.read() as transaction:
+        assert identity.find_principal(transaction, PUMP) is None
+        assert log.last_digest(transaction) is None
+
+
+def test_what_was_committed_is_there_when_opened_again(factory: RegistryFactory, tmp_path: Path) -> None:
+    """A restart forgets the fleet."""
+    with factory(tmp_path) as opened, opened.write() as transaction:
+        identity.add_principal(transaction, principal())
+    with factory(tmp_path) as opened, opened.read() as transaction:
+        assert principal() == identity.find_principal(transaction, PUMP)
+
+
+def test_a_reader_sees_one_state(registry: Registry) -> None:
+    """A broker's snapshot mixes before and after."""
+    with registry.read() as reading:
+        assert 0 == feed.head(reading)
+        with registry.write() as transaction:
+            identity.add_principal(transaction, principal())
+            feed.announce(transaction, PUMP)
+        assert 0 == feed.head(reading)
+        assert identity.find_principal(reading, PUMP) is None
+
+
+def test_sequence_numbers_are_given_in_commit_order(registry: Registry) -> None:
+    """A broker that has all up to N has missed one below N."""
+    with registry.write() as transaction:
+        identity.add_principal(transaction, principal())
+        feed.announce(transaction, PUMP)
+    seen: list[int] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            with registry.read() as transaction:
+                seen.append(feed.head(transaction))
+
+    def announce(_: int) -> int:
+        with registry.write() as transaction:
+            return feed.announce(transaction, PUMP)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with ThreadPoolExecutor(4) as pool:
+        numbers = list(pool.map(announce, range(40)))
+    stop.set()
+    watcher.join(within(10))
+    assert sorted(numbers) == list(range(2, 42))
+    assert sorted(seen) == seen
+
+
+@pytest.mark.parametrize("what", ["serial", "key"])
+def test_a_serial_and_a_key_are_claimed_once(registry: Registry, what: str) -> None:
+    """Two certificates share a serial, or two principals a key."""
+    first = Intent(Serial("a1"), "devices", "client", PUMP, b"k" * 32)
+    with registry.write() as transaction:
+        identity.add_principal(transaction, principal())
+        feed.announce(transaction, PUMP)
+
+    def claim_twice() -> None:
+        with registry.write() as transaction:
+            identity.add_key(transaction, first.key, PUMP, NOW)
+            identity.intend(transaction, first, NOW)
+            if what == "key":
+                identity.add_key(transaction, first.key, PUMP, NOW)
+            else:
+                identity.intend(transaction, first, NOW)
+
+    with pytest.raises(Exception, match=r"(?i)unique"):
+        claim_twice()
+
+
+def test_shards_have_ten_thousand_certificates_and_one_issuer(registry: Registry) -> None:
+    """A CRL grows without end, or holds serials of an issuer that did not sign it."""
+    shards = []
+
+    def claim() -> None:
+        with registry.write() as transaction:
+            identity.add_principal(transaction, principal())
+            for number, holder in enumerate((PUMP, PUMP, None), start=1):
+                key = bytes([number] * 32)
+                identity.add_key(transaction, key, holder, NOW)
+                intent = Intent(Serial(f"{number}"), "devices", "client", holder, key)
+                shards.append(identity.intend(transaction, intent, NOW)[1])
+            raise RuntimeError  # intents alone are not to be committed
+
+    with pytest.raises(RuntimeError):
+        claim()
+    assert [1, 1, 0] == shards
+
+
+def test_one_token_and_two_keys_at_once_give_one_certificate(factory: RegistryFactory, tmp_path: Path) -> None:
+    """Two devices race for one token and both get in."""
+    with factory(tmp_path) as first, factory(tmp_path) as second:
+        for number in range(10):
+            device = DeviceId(f"pump-{number}")
+            token = invite(first, TokenOrder(device))
+            barrier = threading.Barrier(2)
+
+            def redeem(
+                registry: Registry,
+                asked: Csr,
+                barrier: threading.Barrier = barrier,
+                token: Token = token,
+            ) -> bool:
+                barrier.wait(within(10))
+                try:
+                    enrolment(registry).enrol(token, lambda: asked, NOW)
+                except TokenRefused:
+                    return False
+                return True
+
+            with ThreadPoolExecutor(2) as pool:
+                assert [False, True] == sorted(pool.map(redeem, (first, second), (csr(device), csr(device))))
+            check_invariants(first)
+
+
+def test_one_token_and_one_key_at_once_give_one_certificate(factory: RegistryFactory, tmp_path: Path) -> None:
+    """A device that retries before the first answer has two identities."""
+    with factory(tmp_path) as first, factory(tmp_path) as second:
+        token, asked = invite(first, TokenOrder(PUMP)), csr()
+
+        def redeem(registry: Registry) -> Issued:
+            return enrolment(registry).enrol(token, lambda: asked, NOW)
+
+        with ThreadPoolExecutor(2) as pool:
+            one, other = pool.map(redeem, (first, second))
+        assert one.der == other.der
+        assert {True, False} == {one.is_repeated, other.is_repeated}
+        check_invariants(first)
+
+
+def test_a_revocation_and_a_renewal_at_once_leave_nothing_live(factory: RegistryFactory, tmp_path: Path) -> None:
+    """A revoked device keeps the certificate that it was getting at that moment."""
+    with factory(tmp_path) as first, factory(tmp_path) as second:
+        for number in range(10):
+            device = DeviceId(f"pump-{number}")
+            token, asked = invite(first, TokenOrder(device)), csr(device)
+            serial = enrolment(first).enrol(token, lambda asked=asked: asked, NOW).serial  # type: ignore[misc]
+            barrier = threading.Barrier(2)
+
+            def renew(serial: Serial = serial, device: DeviceId = device, barrier: threading.Barrier = barrier) -> None:
+                following = csr(device)
+                barrier.wait(within(10))
+                try:
+                    enrolment(second).reenrol(serial, following, NOW)
+                except NotAdmitted:
+                    return
+
+            with ThreadPoolExecutor(1) as pool:
+                renewing = pool.submit(renew)
+                barrier.wait(within(10))
+                service.revoke(first, device, by="test", now=NOW)
+                renewing.result(within(10))
+            check_invariants(first)
+
+
+class Fleet(RuleBasedStateMachine):
+    """Admins and devices do anything in any order."""
+
+    factory: RegistryFactory
+    folder: Callable[[], Path]
+
+    @initialize()
+    def open(self) -> None:
+        self.context: AbstractContextManager[Registry] = type(self).factory(type(self).folder())
+        self.registry = self.context.__enter__()
+        self.tokens: list[Token] = []
+        self.requests: list[Csr] = []
+        self.issued: list[Issued] = []
+        self.now = NOW
+
+    def teardown(self) -> None:
+        self.context.__exit__(None, None, None)
+
+    devices = st.sampled_from([DeviceId("a"), DeviceId("b")])
+
+    @rule(device=devices, replaces=st.booleans())
+    def invite(self, device: DeviceId, replaces: bool) -> None:
+        try:
+            self.tokens.append(invite(self.registry, TokenOrder(device, replace=replaces), self.now))
+        except Denied:
+            assert not replaces
+
+    @rule(uses=st.integers(1, 3))
+    def invite_any(self, uses: int) -> None:
+        self.tokens.append(invite(self.registry, TokenOrder(pattern="*", uses=uses), self.now))
+
+    @rule(device=devices)
+    def make_request(self, device: DeviceId) -> None:
+        self.requests.append(csr(device))
+
+    @rule(data=st.data())
+    def enrol(self, data: st.DataObject) -> None:
+        if not (self.tokens and self.requests):
+            return
+        token, asked = data.draw(st.sampled_from(self.tokens)), data.draw(st.sampled_from(self.requests))
+        try:
+            self.issued.append(enrolment(self.registry).enrol(token, lambda: asked, self.now))
+        except (TokenRefused, NotAllowed):
+            return
+
+    @rule(data=st.data())
+    def reenrol(self, data: st.DataObject) -> None:
+        if not (self.issued and self.requests):
+            return
+        used, asked = data.draw(st.sampled_from(self.issued)), data.draw(st.sampled_from(self.requests))
+        try:
+            self.issued.append(enrolment(self.registry).reenrol(used.serial, asked, self.now))
+        except (NotAdmitted, NotAllowed):
+            return
+
+    @rule(device=devices, change=st.sampled_from([service.suspend, service.resume, service.revoke]))
+    def administer(self, device: DeviceId, change: Callable[..., PrincipalRecord]) -> None:
+        try:
+            change(self.registry, device, by="test", now=self.now)
+        except FleetError:
+            return
+
+    @rule(hours=st.integers(1, 30))
+    def wait(self, hours: int) -> None:
+        self.now += timedelta(hours=hours)
+
+    @invariant()
+    def holds(self) -> None:
+        if hasattr(self, "registry"):
+            check_invariants(self.registry)
+
+
+def test_no_order_of_events_breaks_an_invariant(
+    factory: RegistryFactory, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Some order of invitations, enrolments, renewals and revocations gives two identities, or a live revoked one."""
+    machine = type(
+        "Machine",
+        (Fleet,),
+        {"factory": staticmethod(factory), "folder": staticmethod(lambda: tmp_path_factory.mktemp("registry"))},
+    )
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=20, stateful_step_count=25, suppress_health_check=list(HealthCheck), deadline=None
+        ),
+    )
