@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -84,6 +85,10 @@ class EnrollServer:
         self._slots = asyncio.Semaphore(limits.connections)
         self._worker = ThreadPoolExecutor(1, "enroll")
         self._waiting = 0
+        self._open_requests = 0
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+        self._is_stopping = False
         self._http = web.Server(self._handle)
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
@@ -103,7 +108,11 @@ class EnrollServer:
             self._listener.close()
         for handshake in list(self._handshakes):
             await _cancelled(handshake)
+        self._is_stopping = True
         self._feed.commits.end()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.shutdown):
+                await self._is_idle.wait()
         self._http.pre_shutdown()
         await self._http.shutdown(self._limits.shutdown)
         self._worker.shutdown()
@@ -144,6 +153,18 @@ class EnrollServer:
             _log.info(event("handshake.failed", address=address, reason=error))
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request; once the service stops, the last one of its connection."""
+        self._open_requests += 1
+        self._is_idle.clear()
+        try:
+            response = await self._answer(request)
+            return _closing(response) if self._is_stopping else response
+        finally:
+            self._open_requests -= 1
+            if not self._open_requests:
+                self._is_idle.set()
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         asked = _request_of(request)
         if (fixed := self._app.fixed(asked)) is not None:
             return _response(fixed)
@@ -214,7 +235,7 @@ def listen(address: Address) -> socket.socket:
             dualstack_ipv6=address.host == "::" and socket.has_dualstack_ipv6(),
         )
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
         raise FleetError(
             f"cannot listen on {address}: {reason}", hint="give another address: --listen HOST:PORT"
         ) from error
