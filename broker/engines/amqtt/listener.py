@@ -12,7 +12,7 @@ from broker.engines.amqtt import admission, packets
 from broker.engines.amqtt.admission import Admitted
 from broker.engines.amqtt.hub import Hub
 from broker.engines.amqtt.identity import IdentityRefused, PeerIdentity, identify
-from broker.engines.amqtt.packets import Connect, Packet, ProtocolViolation, Publish, UnsupportedLevel
+from broker.engines.amqtt.packets import Connect, Packet, ProtocolViolation, Puback, Publish, UnsupportedLevel
 from broker.engines.amqtt.parser import Parser, TopicNames
 from broker.engines.amqtt.session import FleetSession
 from broker.engines.amqtt.tls import TlsChannel
@@ -234,6 +234,8 @@ class Connection(asyncio.Protocol):
                     self._first_packet(packet)
                 elif type(packet) is Publish:
                     hub.publish(session, packet)
+                elif type(packet) is Puback:
+                    session.acknowledged(packet.packet_id)
                 else:
                     hub.handle(session, packet)
                 if self._is_ending or self._looking_up is not None:

@@ -34,6 +34,7 @@ _MAX_CACHED_TOPICS: Final = 4096
 
 # What a client may send: packet type and flags in one byte (2.2.1, 2.2.2). PUBLISH has flags of its own.
 _PUBLISH_FIRST: Final = frozenset(range(0x30, 0x40)) - {0x36, 0x37, 0x3E, 0x3F, 0x38, 0x39}
+_PUBACK: Final = 0x40
 _CONTROL_FIRST: Final = frozenset({0x10, 0x40, 0x50, 0x62, 0x70, 0x82, 0xA2, 0xC0, 0xE0})
 
 
@@ -98,12 +99,19 @@ class Parser:
             self._held.clear()
         at, end = 0, len(data)
         while at < end:
+            first = data[at]
+            if first == _PUBACK and data[at + 1 : at + 2] == b"\2" and at + 4 <= end:
+                # As `_acknowledgement` would, for what comes with every message.
+                if not (packet_id := data[at + 2] << 8 | data[at + 3]):
+                    raise ProtocolViolation("MQTT-2.3.1-1", "a packet identifier is 0")
+                yield Puback(packet_id)
+                at += 4
+                continue
             body, stop = self._measure(data, at, end)
             if stop > end or not body:
                 self._held += data[at:]
                 self._needed = stop - at
                 return
-            first = data[at]
             if first in _PUBLISH_FIRST:
                 yield self._publish(data[at:stop], body - at)
             else:

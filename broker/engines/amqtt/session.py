@@ -56,7 +56,7 @@ class Delivery(OutgoingApplicationMessage):
         return self.publish.to_send(self.qos or 0, packet_id, retain=self.retain, dup=dup)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every message that waits, and freezing costs thrice
 class Waiting:
     """A message that waits for a connection, or for room in it."""
 
