@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 from enroll.directory import DirectoryFeed, position_of
@@ -68,6 +69,14 @@ class _Connection(RequestHandler):
             auto_decompress=False,  # nothing here is sent compressed, and a bomb stays small
         )
         self._release = release
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """What is no HTTP is the peer's mistake and one line; anything else is ours, and keeps its traceback."""
+        error = kw.get("exc_info")
+        if isinstance(error, HttpProcessingError):
+            _log.info(event("request.malformed", address=args[-1], reason=error.message[:200]))
+        else:
+            super().log_exception(*args, **kw)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)

@@ -1,0 +1,78 @@
+"""A full disk under the registry: a small file system of its own, really full."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fleet.identity import DeviceId
+from tests.fleets import new_home
+from tests.system.test_enrolment import Service, openssl_request, serve, status
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a file system to fill")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """A file that takes all that is left."""
+    path = folder / "filler"
+    with path.open("wb", buffering=0) as file:
+        for size in (65_536, 4096, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue
+    return path
+
+
+def entry(service: Service, device: str) -> list[dict[str, object]]:
+    listed = service.enroll("device", "list", "-o", "json").check()
+    devices = json.loads(listed.stdout)
+    return [found for found in devices if found["id"] == DeviceId(device)]
+
+
+def test_a_full_disk_refuses_and_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
+    """A full disk burns tokens, gives certificates that nobody remembers, or ends the service."""
+    home = new_home(small_disk / "fleet")
+    with serve(home) as program:
+        service = Service(home, program, program.wait_for_line(r"enroll: ready (\S+)").group(1))
+        names = [f"pump-{number}" for number in range(40)]
+        created = service.enroll("token", "create", "--match", "pump-*", "--uses", len(names), "-o", "json").check()
+        token = json.loads(created.stdout)["token"]
+        filler = fill(small_disk)
+        enrolled = []
+        for name in names:  # the journal has some room left that was freed inside it
+            request = openssl_request(tmp_path, name).certificate
+            answer = service.enrol(token, request, "--include")
+            if status(answer) == 503:
+                break
+            assert 200 == status(answer)
+            enrolled.append(name)
+        else:
+            pytest.fail("the disk was never full")
+        refused = names[len(enrolled)]
+        assert "retry-after: " in answer.stdout.lower()
+        assert "hint: free space on its disk" in answer.stdout
+        filler.unlink()
+        assert [] == entry(service, refused)
+        assert 200 == status(service.enrol(token, request))
+        assert all(1 == len(entry(service, name)) for name in (*enrolled, refused))
+        assert "Traceback" not in program.stderr
+    assert 0 == program.returncode

@@ -1,0 +1,225 @@
+"""What one stranger may take up of the enrollment service's listener: real sockets against small limits."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import secrets
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from enroll.commits import Commits
+from enroll.home import read_config
+from enroll.registry import Registry
+from enroll.server import Limits
+from enroll.serving import Ports, serving
+from fleet import est
+from fleet.config import Address
+from fleet.layout import AdminHome
+from tests.deadlines import FACTOR, within
+from tests.fleets import new_home
+
+PORTS = Ports(lambda: datetime.now(UTC), time.monotonic, secrets.token_bytes)
+SHORT = 0.3 * FACTOR
+PATIENT = 60.0 * FACTOR
+HEALTH = f"GET {est.HEALTH} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+
+Steps = Callable[["Client"], Awaitable[None]]
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+def limits(**changes: Any) -> Limits:
+    """Limits that no test reaches, but for the one that it is about."""
+    return replace(Limits(connections=100, handshake=PATIENT, head=PATIENT, body=PATIENT), **changes)
+
+
+class Client:
+    """Opens connections to the service and closes them at the end."""
+
+    def __init__(self, address: Address, home: AdminHome) -> None:
+        self._address = address
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._tls.load_verify_locations(home.root.certificate)
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def plain(self) -> Streams:
+        """A connection on which TLS was not begun."""
+        reader, writer = await asyncio.open_connection(self._address.host, self._address.port)
+        self._writers.append(writer)
+        return reader, writer
+
+    async def secure(self) -> Streams:
+        """A connection that shook hands."""
+        reader, writer = await asyncio.open_connection(
+            self._address.host, self._address.port, ssl=self._tls, server_hostname="localhost"
+        )
+        self._writers.append(writer)
+        return reader, writer
+
+    async def close(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+
+
+def against(home: AdminHome, limited: Limits, steps: Steps) -> None:
+    """Run `steps` against a service with these limits."""
+
+    async def main() -> None:
+        with Registry.open(home.registry) as registry:
+            async with (
+                Commits(registry) as commits,
+                serving(
+                    home, read_config(home), registry, commits, PORTS, listen=Address("127.0.0.1", 0), limits=limited
+                ) as address,
+            ):
+                client = Client(address, home)
+                try:
+                    async with asyncio.timeout(within(30)):
+                        await steps(client)
+                finally:
+                    await client.close()
+
+    uvloop.run(main())
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> AdminHome:
+    """One home; these tests enrol nobody."""
+    path: Path = tmp_path_factory.mktemp("limits")
+    return new_home(path / "fleet")
+
+
+async def ended(reader: asyncio.StreamReader) -> bytes:
+    """All that came up to the end of the connection."""
+    try:
+        return await reader.read(-1)
+    except ConnectionResetError:
+        return b""
+
+
+def test_a_handshake_that_is_not_finished_ends(home: AdminHome) -> None:
+    """Whoever connects and says nothing holds a connection for ever."""
+
+    async def steps(client: Client) -> None:
+        reader, writer = await client.plain()
+        writer.write(b"\x16\x03\x01\x02\x00")  # a record of 512 bytes is announced
+        assert b"" == await ended(reader)
+
+    against(home, limits(handshake=SHORT), steps)
+
+
+@pytest.mark.parametrize("head", [b"", b"GET /healthz HTT", HEALTH + b"GET /healthz HTTP/1.1\r\nHost: "])
+def test_a_head_that_is_not_finished_ends_the_connection(home: AdminHome, head: bytes) -> None:
+    """A slow loris holds every connection, after a first good request too."""
+
+    async def steps(client: Client) -> None:
+        reader, writer = await client.secure()
+        writer.write(head)
+        answer = await ended(reader)
+        assert head.startswith(HEALTH) == answer.startswith(b"HTTP/1.1 200 ")
+
+    against(home, limits(head=SHORT), steps)
+
+
+def test_a_head_that_drips_ends_the_connection(home: AdminHome) -> None:
+    """A slow loris that keeps sending has no deadline."""
+
+    async def steps(client: Client) -> None:
+        reader, writer = await client.secure()
+        writer.write(b"GET /healthz HTTP/1.1\r\n")
+        ending = asyncio.ensure_future(ended(reader))
+        while not ending.done():
+            writer.write(b"x: y\r\n")
+            await asyncio.wait([ending], timeout=SHORT / 5)
+        assert not ending.result().startswith(b"HTTP/1.1 200")
+
+    against(home, limits(head=SHORT), steps)
+
+
+def test_a_body_that_is_not_finished_gets_408(home: AdminHome) -> None:
+    """A client that stops in the middle holds a connection, and what it was counted against."""
+
+    async def steps(client: Client) -> None:
+        reader, writer = await client.secure()
+        writer.write(f"POST {est.SIMPLE_ENROLL} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc".encode())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+        await ended(reader)
+
+    against(home, limits(body=SHORT), steps)
+
+
+def test_a_head_without_end_is_refused(home: AdminHome, caplog: pytest.LogCaptureFixture) -> None:
+    """A stranger fills the memory with headers, or the log with tracebacks."""
+    caplog.set_level("INFO")
+
+    async def steps(client: Client) -> None:
+        reader, writer = await client.secure()
+        writer.write(b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n")
+        assert b" 400 " in await reader.readline()
+
+    against(home, limits(), steps)
+    assert "request.malformed" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_connections_over_the_limit_wait_and_are_served_when_one_ends(home: AdminHome) -> None:
+    """Strangers open connections until the service has no descriptors left, or a burst is turned away."""
+
+    async def steps(client: Client) -> None:
+        held = [await client.plain(), await client.secure()]
+        waiting = asyncio.ensure_future(client.secure())
+        done, _ = await asyncio.wait([waiting], timeout=SHORT)
+        assert not done
+        held[0][1].transport.abort()
+        reader, writer = await waiting
+        writer.write(HEALTH)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+
+    against(home, limits(connections=2), steps)
+
+
+def test_a_connection_gives_its_slot_back_however_it_ends(home: AdminHome) -> None:
+    """Each failed handshake takes a slot away, until the service takes nobody any more."""
+
+    async def steps(client: Client) -> None:
+        for _ in range(5):
+            reader, writer = await client.plain()
+            writer.write(b"this is no TLS at all\r\n\r\n")
+            await ended(reader)
+            reader, writer = await client.plain()
+            writer.transport.abort()
+            reader, writer = await client.secure()
+            writer.write(HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            assert (await ended(reader)).startswith(b"HTTP/1.1 200 ")
+
+    against(home, limits(connections=2), steps)
+
+
+def test_the_loop_answers_while_the_registry_is_locked(home: AdminHome) -> None:
+    """A backup, or another command line, stops handshakes and health checks."""
+
+    async def steps(client: Client) -> None:
+        with Registry.open(home.registry) as another, another.write():
+            reader, writer = await client.secure()
+            token = "fleettok_" + "a" * 34
+            credentials = base64.b64encode(f"x:{token}".encode()).decode()
+            writer.write(
+                f"POST {est.SIMPLE_ENROLL} HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {credentials}\r\n"
+                f"Content-Type: {est.PKCS10}\r\nContent-Length: 4\r\n\r\nAAAA".encode()
+            )
+            waiting = asyncio.ensure_future(reader.readline())
+            other_reader, other_writer = await client.secure()
+            other_writer.write(HEALTH)
+            assert (await other_reader.readline()).startswith(b"HTTP/1.1 200 ")
+            assert not waiting.done()
+        assert (await waiting).startswith(b"HTTP/1.1 401 ")
+
+    against(home, limits(), steps)
