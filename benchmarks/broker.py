@@ -29,7 +29,8 @@ from fleet.layout import AdminHome, IdentityFiles
 _PAYLOAD = b'{"temperature": 21.5, "unit": "C"}'
 _BATCH = 10
 _WINDOW = 200  # messages that a publisher of QoS 1 may have unacknowledged
-_AHEAD = 500  # messages that publishers together are ahead of the slowest subscriber: what a queue does not hold is dropped
+# So far are publishers together ahead of the slowest subscriber: what a queue does not hold is dropped.
+_AHEAD = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ class Client(asyncio.Protocol):
         self._changed = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
+        self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         data = self._rest + data
@@ -163,8 +164,8 @@ class Pace:
         """Wait, after `count` more were sent, until the slowest subscriber is near."""
         self.sent += count
         await asyncio.sleep(0)
-        while self.sent - min(reader.received for reader in self.readers) > _AHEAD:
-            await asyncio.sleep(0.001)
+        slowest = min(self.readers, key=lambda reader: reader.received)
+        await slowest.until(lambda: self.sent - slowest.received <= _AHEAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,17 +193,18 @@ class Load:
             return (self.server.cpu_seconds - before) / (expected * scenario.copies) * 100_000
 
     async def _connect(self, stack: AsyncExitStack) -> tuple[list[Client], list[tuple[str, Client]]]:
-        devices = [id for id in self.clients if id != "bench-operator"]
         operator = DeviceId("bench-operator")
-        readers, writers = [], []
+        devices = [device for device in self.clients if device != operator]
+        readers: list[Client] = []
+        writers: list[tuple[str, Client]] = []
         if self.scenario.subscribers == 1:
             readers.append(await stack.enter_async_context(self._client(operator, "devices/+/up/#")))
             for device in devices[: self.scenario.publishers]:
                 topic = f"devices/{device}/up/telemetry/climate"
                 writers.append((topic, await stack.enter_async_context(self._client(device, ""))))
         else:
-            for device in devices[: self.scenario.subscribers]:
-                readers.append(await stack.enter_async_context(self._client(device, "fleet/notices/#")))
+            wanted = [self._client(device, "fleet/notices/#") for device in devices[: self.scenario.subscribers]]
+            readers.extend([await stack.enter_async_context(client) for client in wanted])
             writers.append(("fleet/notices/bench", await stack.enter_async_context(self._client(operator, ""))))
         return readers, writers
 

@@ -82,6 +82,8 @@ class Membership:
             await asyncio.to_thread(self._rewrite, self.directory.snapshot())
         elif unsaved:
             await asyncio.to_thread(self._append, unsaved)
+        if unsaved:
+            _log.info("directory.kept changes=%d newest=%d", len(unsaved), max(entry.seq for entry in unsaved))
 
     def _rewrite(self, lines: Sequence[FeedLine]) -> None:
         if lines:
