@@ -15,12 +15,13 @@ from enroll.registry import Transaction, log
 from enroll.registry.records import AuditRecord
 
 GENESIS: Final = bytes(32)
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def record(transaction: Transaction, now: datetime, event: str, **fields: object) -> None:
     """Append an entry in the transaction that does what it tells of."""
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), default=str)
+    text = _CANONICAL.encode(fields)
     previous = log.last_digest(transaction) or GENESIS
     log.append(transaction, now, event, text, digest(previous, now, event, text))
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final
 
 from enroll.commits import Commits
-from enroll.registry import Registry, Transaction, feed
+from enroll.registry import Registry, RegistryUnavailable, Transaction, feed
 from enroll.service import NotAdmitted, admit
 from fleet import directory
 from fleet.directory import Current, SnapshotStart
 from fleet.errors import Denied, InvalidInput
 from fleet.identity import DeviceId, Role, Serial
+from fleet.logs import event
+
+_log = logging.getLogger(__name__)
 
 _BATCH: Final = 500
 
@@ -57,6 +61,8 @@ class DirectoryFeed:
                         await asyncio.wait_for(changed.wait(), directory.HEARTBEAT_SECONDS)
         except NotAdmitted:
             return
+        except RegistryUnavailable as error:  # the broker comes back, and goes on where it was
+            _log.warning(event("feed.interrupted", serial=serial, reason=error))
 
     def _read(self, serial: Serial, position: Position) -> tuple[bytes, Position, bool]:
         """The next chunk, the position behind it, and whether that is the present."""

@@ -11,7 +11,7 @@ import binascii
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -152,6 +152,20 @@ class EstApp:
     def fixed(self, request: EstRequest) -> EstResponse | None:
         """The answer that needs neither registry nor disk, if this is one of those requests; never blocks."""
         return self._fixed.get(request.path) if request.method == "GET" else None
+
+    def handle_all(self, requests: Sequence[EstRequest]) -> list[EstResponse]:
+        """The answers to requests that came at about the same time; what they change is one commit.
+
+        A disk is asked to keep something once then, not once for each: a gateway's SD card does that 30 times a second.
+        """
+        if len(requests) == 1:
+            return [self.handle(requests[0])]
+        try:
+            with self.registry.group():
+                return [self.handle(request) for request in requests]
+        except RegistryUnavailable as error:  # nothing of it was done, whatever was answered and logged above
+            _log.warning(event("group.undone", requests=len(requests), reason=error))
+            return [refusal(error) for _ in requests]
 
     def handle(self, request: EstRequest) -> EstResponse:
         """The answer to any request but the directory's stream."""

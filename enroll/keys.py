@@ -82,7 +82,8 @@ def read_key(path: Path, passphrase: bytes | None = None) -> PrivateKey:
     try:
         key = load_pem_private_key(data, passphrase)
     except TypeError as error:
-        raise Denied(f"{path}: {error}".lower().rstrip("."), hint="give the root key's passphrase") from error
+        problem = "is encrypted" if passphrase is None else "is not encrypted"
+        raise Denied(f"{path} {problem}", hint="only the root's key has a passphrase, and needs it") from error
     except (ValueError, UnsupportedAlgorithm) as error:
         if passphrase is not None:
             raise Denied(f"{path} cannot be decrypted", hint="check the passphrase") from error

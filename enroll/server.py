@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -49,6 +50,8 @@ class Limits:
 _BACKLOG: Final = 512
 _LINGER_SECONDS: Final = 2.0  # what was on its way to a refusal is read, so that the client gets to see the refusal
 _Response = TypeVar("_Response", bound=web.StreamResponse)
+_BATCH: Final = 16
+_Asked = tuple[EstRequest, asyncio.Future[EstResponse]]
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -93,7 +96,8 @@ class EnrollServer:
         self._limits = limits
         self._slots = asyncio.Semaphore(limits.connections)
         self._worker = ThreadPoolExecutor(1, "enroll")
-        self._waiting = 0
+        self._asked: deque[_Asked] = deque()
+        self._is_working = False
         self._open_requests = 0
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -185,7 +189,7 @@ class EnrollServer:
             return _closing(_response(refusal(error)))
         except TimeoutError:
             return _closing(web.Response(status=408))
-        return _response(await self._work(self._app.handle, replace(asked, body=body)))
+        return _response(await self._work(replace(asked, body=body)))
 
     async def _body(self, request: web.BaseRequest) -> bytes:
         """The body. Raises: FleetError as soon as it is too large, TimeoutError."""
@@ -202,14 +206,35 @@ class EnrollServer:
                     raise too_large()
         return body
 
-    async def _work(self, answer: Callable[[EstRequest], EstResponse], request: EstRequest) -> EstResponse:
-        if self._waiting >= self._limits.waiting_requests:
+    async def _work(self, request: EstRequest) -> EstResponse:
+        """The worker's answer. What comes while it works is its next batch."""
+        if len(self._asked) >= self._limits.waiting_requests:
             return refusal(RegistryUnavailable("the service is busy", hint="try again in a moment"))
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._worker, answer, request)
-        finally:
-            self._waiting -= 1
+        answer: asyncio.Future[EstResponse] = asyncio.get_running_loop().create_future()
+        self._asked.append((request, answer))
+        if not self._is_working:
+            self._is_working = True
+            self._begin_batch()
+        return await answer
+
+    def _begin_batch(self) -> None:
+        batch = [self._asked.popleft() for _ in range(min(len(self._asked), _BATCH))]
+        requests = [request for request, _ in batch]
+        working = asyncio.get_running_loop().run_in_executor(self._worker, self._app.handle_all, requests)
+        working.add_done_callback(lambda done: self._end_batch(batch, done))
+
+    def _end_batch(self, batch: list[_Asked], done: asyncio.Future[list[EstResponse]]) -> None:
+        error = done.exception()
+        for number, (_, answer) in enumerate(batch):
+            if answer.done():
+                continue  # its connection is gone
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(done.result()[number])
+        self._is_working = bool(self._asked)
+        if self._asked:
+            self._begin_batch()
 
     async def _stream(self, request: web.BaseRequest, asked: EstRequest) -> web.StreamResponse:
         """The directory's feed, for as long as the broker is admitted and reads."""
@@ -224,12 +249,15 @@ class EnrollServer:
         response = web.StreamResponse(headers={"Content-Type": directory.MEDIA_TYPE, "Server": "enroll"})
         response.enable_chunked_encoding()
         await response.prepare(request)
-        with contextlib.suppress(TimeoutError):  # a broker that does not read begins anew
+        try:
             async with contextlib.aclosing(self._feed.follow(serial, position)) as chunks:
                 async for chunk in chunks:
                     async with asyncio.timeout(self._limits.write):
                         await response.write(chunk)
-        _log.info(event("feed.closed", serial=serial))
+        except TimeoutError:
+            _log.warning(event("feed.stuck", serial=serial))  # a broker that does not read begins anew
+        finally:
+            _log.info(event("feed.closed", serial=serial))
         return _closing(response)
 
 

@@ -66,6 +66,8 @@ class TimedOut(FleetError):
 
 def printable(text: str) -> str:
     """`text` with every control, format and surrogate character escaped, so that a peer cannot drive a terminal."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

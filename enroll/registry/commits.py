@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 from sqlalchemy import Connection
 
 
@@ -19,7 +21,10 @@ class CommitMark:
 
     def has_moved(self) -> bool:
         """Whether anything was committed since the last call; microseconds, and no lock."""
-        before, self._seen = self._seen, self._version()
+        try:
+            before, self._seen = self._seen, self._version()
+        except sqlite3.OperationalError:
+            return True  # whoever was waiting looks, and is told what is wrong
         return before != self._seen
 
     def close(self) -> None:

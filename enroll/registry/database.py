@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ class Registry:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._shared = threading.local()
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -64,12 +66,26 @@ class Registry:
             yield connection
 
     @contextmanager
+    def group(self) -> Iterator[None]:
+        """One commit for every `write` of this thread in here; each of them still fails alone.
+
+        If the commit fails, nothing of any of them was done. Raises: RegistryUnavailable.
+        """
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            self._shared.connection = connection
+            try:
+                yield
+            finally:
+                self._shared.connection = None
+
+    @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction, the only one that writes while it lasts: committed and on disk at exit, or without a trace.
 
-        Raises: RegistryUnavailable.
+        Within `group` it is on disk at the group's exit. Raises: RegistryUnavailable.
         """
-        with self._transaction("BEGIN IMMEDIATE") as connection:
+        shared: Connection | None = getattr(self._shared, "connection", None)
+        with self._transaction("BEGIN IMMEDIATE") if shared is None else _savepoint(shared) as connection:
             yield connection
 
     @contextmanager
@@ -143,6 +159,19 @@ def _upgrade(connection: Connection) -> None:
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+
+
+@contextmanager
+def _savepoint(connection: Connection) -> Iterator[Connection]:
+    cursor = connection.connection.cursor()
+    cursor.execute("SAVEPOINT one")
+    try:
+        yield connection
+    except BaseException:
+        cursor.execute("ROLLBACK TO one")
+        cursor.execute("RELEASE one")
+        raise
+    cursor.execute("RELEASE one")
 
 
 def _explained(error: BaseException | None) -> FleetError | None:

@@ -1,5 +1,7 @@
 """The registry's tables. Migrations create them; a test compares the two.
 
+A table whose key is no number is one tree in SQLite (`sqlite_with_rowid`): a page less to write in every commit.
+
 Times are microseconds since 1970 in UTC (`Instant`), so that every database orders and keeps them alike.
 """
 
@@ -71,6 +73,7 @@ principals: Final = Table(
     Column("groups", Text, nullable=False),  # a JSON list of names
     Column("created_at", Instant, nullable=False),
     CheckConstraint("epoch >= 1", name="epoch"),
+    sqlite_with_rowid=False,
 )
 """Whoever holds a client certificate. An id keeps its role for ever; `epoch` counts enrolments by token."""
 
@@ -80,6 +83,7 @@ keys: Final = Table(
     Column("spki_sha256", LargeBinary(32), primary_key=True),
     Column("principal", ForeignKey("principals.id"), nullable=True),
     Column("created_at", Instant, nullable=False),
+    sqlite_with_rowid=False,
 )
 """Each public key that was ever certified, and whose it is for ever; NULL is a server of the fleet."""
 
@@ -124,6 +128,7 @@ tokens: Final = Table(
     Column("revoked_at", Instant, nullable=True),
     CheckConstraint("uses_left >= 0 AND uses_left <= uses", name="uses"),
     CheckConstraint("(device IS NULL) != (pattern IS NULL)", name="names"),
+    sqlite_with_rowid=False,
 )
 """Enrolment tokens; of the secret only its digest."""
 

@@ -99,6 +99,42 @@ def test_a_transaction_that_fails_leaves_nothing(registry: Registry) -> None:
         assert log.last_digest(transaction) is None
 
 
+def test_a_group_is_one_commit_whose_members_fail_alone(registry: Registry) -> None:
+    """One refused enrolment takes those along that came with it."""
+
+    def refused() -> None:
+        with registry.write() as transaction:
+            identity.add_principal(transaction, principal(DeviceId("refused")))
+            raise RuntimeError
+
+    with registry.group():
+        for name in ("first", "second"):
+            with registry.write() as transaction:
+                identity.add_principal(transaction, principal(DeviceId(name)))
+                feed.announce(transaction, DeviceId(name))
+            with pytest.raises(RuntimeError):
+                refused()
+        with registry.read() as outside:
+            assert [] == identity.list_principals(outside)
+    with registry.read() as transaction:
+        assert ["first", "second"] == [record.id for record in identity.list_principals(transaction)]
+
+
+def test_a_group_that_fails_leaves_nothing(registry: Registry) -> None:
+    """Devices were refused, and are enrolled all the same."""
+
+    def fail() -> None:
+        with registry.group():
+            with registry.write() as transaction:
+                identity.add_principal(transaction, principal())
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    with registry.write() as transaction:  # and the next transaction is one of its own again
+        assert [] == identity.list_principals(transaction)
+
+
 def test_what_was_committed_is_there_when_opened_again(factory: RegistryFactory, tmp_path: Path) -> None:
     """A restart forgets the fleet."""
     with factory(tmp_path) as opened, opened.write() as transaction:

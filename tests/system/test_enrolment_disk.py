@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,11 +68,17 @@ def test_a_full_disk_refuses_and_loses_nothing(small_disk: Path, tmp_path: Path)
             enrolled.append(name)
         else:
             pytest.fail("the disk was never full")
+        together = [openssl_request(tmp_path, f"pump-together-{number}").certificate for number in range(8)]
+        with ThreadPoolExecutor(8) as pool:  # they share a commit
+            answers = list(pool.map(lambda request: status(service.enrol(token, request)), together))
+        assert set(answers) <= {200, 503}
         refused = names[len(enrolled)]
         assert "retry-after: " in answer.stdout.lower()
         assert "hint: free space on its disk" in answer.stdout
         filler.unlink()
         assert [] == entry(service, refused)
+        for number, answered in enumerate(answers):
+            assert (answered == 200) == bool(entry(service, f"pump-together-{number}"))
         assert 200 == status(service.enrol(token, request))
         assert all(1 == len(entry(service, name)) for name in (*enrolled, refused))
         assert "Traceback" not in program.stderr

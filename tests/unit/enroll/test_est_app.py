@@ -442,6 +442,23 @@ def test_keys_are_never_made_here(office: Office, name: str) -> None:
     assert b"keys never leave the device" in response.body
 
 
+def test_requests_that_come_together_are_answered_each_for_itself(office: Office) -> None:
+    """One bad request spoils the others', or two with one token both get in."""
+    shared = office.invite("pump-01")
+    requests = [
+        enrolment_request(shared, est.encode_body(csr("pump-01"))),
+        enrolment_request(office.invite("pump-02"), b"rubbish"),
+        enrolment_request(shared, est.encode_body(csr("pump-01"))),
+        enrolment_request(office.invite("pump-03"), est.encode_body(csr("pump-03"))),
+        EstRequest("GET", est.HEALTH),
+    ]
+    assert [200, 400, 401, 200, 200] == [answer.status for answer in office.app.handle_all(requests)]
+    with office.registry.read() as transaction:
+        ids = {record.id for record in identity.list_principals(transaction, Role.DEVICE)}
+        assert first_broken(log.entries(transaction)) is None
+    assert {"pump-01", "pump-03"} == ids
+
+
 def test_other_methods_and_paths_are_refused(office: Office) -> None:
     """A wrong request is served, or breaks the service."""
     assert (405, "POST") == (

@@ -25,6 +25,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_principals"),
         sa.CheckConstraint("epoch >= 1", name="ck_principals_epoch"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "keys",
@@ -33,6 +34,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("spki_sha256", name="pk_keys"),
         sa.ForeignKeyConstraint(["principal"], ["principals.id"], name="fk_keys_principal"),
+        sqlite_with_rowid=False,
     )
     _create_certificates()
     _create_tokens()
@@ -104,6 +106,7 @@ def _create_tokens() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_tokens"),
         sa.CheckConstraint("uses_left >= 0 AND uses_left <= uses", name="ck_tokens_uses"),
         sa.CheckConstraint("(device IS NULL) != (pattern IS NULL)", name="ck_tokens_names"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "requests",
