@@ -29,6 +29,7 @@ class Membership:
         self._journal = journal
         self._unsaved: list[Entry] = []
         self._is_rewrite_needed = False
+        self._saving = asyncio.Lock()
         self._work = asyncio.Event()
         self._has_snapshot = asyncio.Event()
         if known.position is not None:
@@ -70,20 +71,25 @@ class Membership:
                 await self.save()
             except OSError as error:
                 _log.error(event("directory.not_kept", reason=error.strerror))
-                self._is_rewrite_needed = True
                 await asyncio.sleep(_RETRY_SECONDS)
                 self._work.set()
 
     async def save(self) -> None:
-        """Put on disk what is not there yet. Raises: OSError."""
-        unsaved, self._unsaved = self._unsaved, []
-        if self._is_rewrite_needed or self._journal.is_rewrite_due(len(unsaved)):
+        """Put on disk what is not there yet; after a failure, everything. Raises: OSError."""
+        async with self._saving:
+            unsaved, self._unsaved = self._unsaved, []
+            is_rewrite = self._is_rewrite_needed or self._journal.is_rewrite_due(len(unsaved))
             self._is_rewrite_needed = False
-            await asyncio.to_thread(self._rewrite, self.directory.snapshot())
-        elif unsaved:
-            await asyncio.to_thread(self._append, unsaved)
+            try:
+                if is_rewrite:
+                    await asyncio.to_thread(self._rewrite, self.directory.snapshot())
+                elif unsaved:
+                    await asyncio.to_thread(self._append, unsaved)
+            except BaseException:
+                self._is_rewrite_needed = True
+                raise
         if unsaved:
-            _log.info("directory.kept changes=%d newest=%d", len(unsaved), max(entry.seq for entry in unsaved))
+            _log.info(event("directory.kept", changes=len(unsaved), newest=max(entry.seq for entry in unsaved)))
 
     def _rewrite(self, lines: Sequence[FeedLine]) -> None:
         if lines:

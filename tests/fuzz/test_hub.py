@@ -134,7 +134,8 @@ class HubMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.live())
     @rule(data=st.data())
     def packet(self, data: st.DataObject) -> None:
-        _, session = data.draw(st.sampled_from(self.live()), "who")
+        wire, session = data.draw(st.sampled_from(self.live()), "who")
+        denied = self.hub.stats().denied
         packet = data.draw(
             st.one_of(
                 st.builds(_publish, TOPICS, st.sampled_from([b"", b"1"]), QOS, IDS, st.booleans()),
@@ -152,6 +153,9 @@ class HubMachine(RuleBasedStateMachine):
             self.hub.handle(session, packet)
         except ProtocolViolation:
             self.hub.leave(session, Reason.PROTOCOL)
+        if isinstance(packet, Publish):
+            may = DEFAULT_POLICY.decide(wire.principal, Action.PUBLISH, packet.topic).allowed
+            assert denied + (not may) == self.hub.stats().denied
 
     @precondition(lambda self: self.live())
     @rule(data=st.data())
