@@ -11,8 +11,9 @@ from typing import Final, assert_never
 from enroll.registry import Registry, RegistryUnavailable, Transaction, identity, messaging
 from enroll.registry.records import CommandRecord, PresenceRecord
 from enroll.reports import HelloSeen, Report, ResultSeen, StatusSeen
-from fleet.errors import NotFound, printable
+from fleet.errors import NotFound
 from fleet.identity import DeviceId
+from fleet.logs import event
 from fleet.messages import Presence
 
 LIMIT: Final = 200
@@ -82,7 +83,7 @@ class Books:
         # Only now a write: each commit wakes every watcher, this one's too.
         with self.registry.write() as transaction:
             for command in messaging.expire_commands(transaction, now, LIMIT):
-                _log.info("command.expired command=%s", command)
+                _log.info(event("command.expired", command=command))
             return _agenda(transaction, now)
 
 
@@ -106,7 +107,7 @@ def record(transaction: Transaction, report: Report, now: datetime) -> None:
                 raise NotFound(f"{device} has no command {command_id}")
             messaging.touch(transaction, device, now)
             if is_news:
-                _log.info("command.%s device=%s command=%s", result.state, device, command_id)
+                _log.info(event(f"command.{result.state}", device=device, command=command_id))
         case _:
             assert_never(report)
 
@@ -128,8 +129,7 @@ def _record_status(transaction: Transaction, report: StatusSeen, now: datetime) 
     )
     messaging.set_presence(transaction, report.device, after)
     if has_changed:
-        word = report.status.presence.value
-        _log.info('device.%s device=%s reason="%s"', word, report.device, printable(report.status.reason))
+        _log.info(event(f"device.{report.status.presence}", device=report.device, reason=report.status.reason))
 
 
 def _known(transaction: Transaction, device: DeviceId) -> DeviceId:
@@ -145,4 +145,4 @@ def _set_aside(reports: Sequence[Report], error: Exception) -> None:
 
 def set_aside(what: str, error: Exception) -> None:
     """A message that cannot be handled is acknowledged all the same: delivered again, it would be no better."""
-    _log.warning('message.set_aside what="%s" reason="%s"', printable(what), printable(str(error))[:300])
+    _log.warning(event("message.set_aside", what=what, reason=str(error)[:300]))

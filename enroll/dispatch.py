@@ -24,9 +24,10 @@ from enroll.registry.commits import CommitMark
 from enroll.registry.records import CommandRecord
 from enroll.reports import Report, read_report
 from fleet import messages, topics
-from fleet.errors import FleetError, NotFound, printable
+from fleet.errors import FleetError, NotFound
 from fleet.identity import DISPATCH, Server
 from fleet.layout import AdminHome, decode_run_file
+from fleet.logs import event
 
 # Telemetry and events pass it by: they are for others, and many.
 SUBSCRIPTIONS: Final = ("devices/+/up/status", "devices/+/up/hello", "devices/+/up/results/+")
@@ -80,7 +81,7 @@ class Dispatch:
         try:
             self._live(mark)
         except FleetError as error:
-            _log.warning('dispatch.offline reason="%s"', printable(error.message))
+            _log.warning(event("dispatch.offline", reason=error.message))
         except Exception:
             # A mistake of ours must not end what enrolment depends on; it is seen, and the delay bounds its noise.
             _log.exception("dispatch.failed")
@@ -96,7 +97,7 @@ class Dispatch:
         connection = Connection.open(login, ways, self._ports.monotonic)
         try:
             connection.subscribe(SUBSCRIPTIONS, self._ports.monotonic)
-            _log.info("dispatch.online broker=%s", connection.endpoint)
+            _log.info(event("dispatch.online", broker=connection.endpoint))
             session = Session(connection, Books(self._registry), self._ports.clock)
             while not self._stop.is_set():
                 session.turn(has_news=mark.has_moved())
@@ -160,7 +161,7 @@ class Session:
         args = messages.decode_object(command.args.encode())
         message = messages.CommandMessage(command.device, command.created_at, command.deadline, args)
         self._in_flight[self.connection.publish(topic, message.encode())] = command.id
-        _log.info("command.published device=%s name=%s command=%s", command.device, command.name, command.id)
+        _log.info(event("command.published", device=command.device, name=command.name, command=command.id))
 
     def _read(self, arrived: list[Incoming]) -> list[Report]:
         reports: list[Report] = []

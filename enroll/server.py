@@ -256,6 +256,8 @@ class EnrollServer:
                         await response.write(chunk)
         except TimeoutError:
             _log.warning(event("feed.stuck", serial=serial))  # a broker that does not read begins anew
+        except ConnectionResetError:
+            pass  # it went away between two chunks: what `feed.closed` says anyway
         finally:
             _log.info(event("feed.closed", serial=serial))
         return _closing(response)

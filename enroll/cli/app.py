@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from enroll.cli import ca, cert, device, init, log, policy, send, serve, token
+from enroll.cli import ca, cert, device, init, log, policy, send, serve, status, tail, token
 from enroll.cli.options import HomeOption, group
 
 app = typer.Typer(
@@ -28,7 +28,9 @@ def root(home: HomeOption = None) -> None:
 
 app.command("init")(init.init)
 app.command("serve")(serve.serve)
+app.command("status")(status.status)
 app.command("send")(send.send)
+app.command("tail")(tail.tail)
 
 for noun, verbs, help_ in (
     ("token", token.VERBS, "What lets a device in once."),

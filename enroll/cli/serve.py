@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
 import random
 import signal
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -23,8 +21,11 @@ from fleet.config import Address, parse_address
 from fleet.identity import Server
 from fleet.join import check_enroll_url
 from fleet.layout import AdminHome, RunFile
+from fleet.logs import log_to
 
 if TYPE_CHECKING:
+    import asyncio
+
     from enroll.registry import Registry
     from fleet.config import FleetConfig
 
@@ -49,22 +50,14 @@ def serve(
     address = config.enroll_listen if listen is None else parse_address(listen)
     if public_url is not None:
         check_enroll_url(public_url)
-    _log_to_stderr()
+    log_to(logging.StreamHandler())
     with open_registry(at) as registry, _runner() as runner:
         runner.run(_serve(at, config, registry, address, public_url))
 
 
-def _log_to_stderr() -> None:
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
-
-
 def _runner() -> asyncio.Runner:
+    import asyncio
+
     import uvloop
 
     return asyncio.Runner(loop_factory=uvloop.new_event_loop)
@@ -107,6 +100,8 @@ def _dispatching(home: AdminHome, registry: Registry) -> Iterator[None]:
 @contextlib.asynccontextmanager
 async def _stopping() -> AsyncIterator[asyncio.Event]:
     """An event that SIGTERM or SIGINT sets."""
+    import asyncio
+
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)

@@ -1,0 +1,111 @@
+"""`enroll status`: whether the parts of the fleet are there, and what they hold."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from enroll.cli.options import HomeOption, admin_home, open_registry
+from enroll.cli.output import table
+from fleet.errors import FleetError, InvalidInput, Unreachable
+from fleet.identity import Role, Server, is_server
+from fleet.layout import AdminHome, decode_run_file
+
+if TYPE_CHECKING:
+    from enroll.registry.overview import Summary
+
+_SECONDS = 5.0
+
+
+def status(
+    output: Annotated[str, typer.Option("--output", "-o", metavar="table|json", help="What to print.")] = "table",
+    home: HomeOption = None,
+) -> None:
+    """Show whether service and broker answer, and count devices and commands; exit status 5 if one does not answer."""
+    from enroll.home import read_config
+    from enroll.registry import overview
+
+    if output not in ("table", "json"):
+        raise InvalidInput(f"{output[:40]!r} is not an output", hint="table or json")
+    at = admin_home(home)
+    with open_registry(at) as registry, registry.read() as transaction:
+        devices, counts = overview.summaries(transaction, Role.DEVICE), overview.command_counts(transaction)
+    servers = {server: _probe(at, server) for server in Server}
+    fields: dict[str, Any] = {
+        "trust_domain": read_config(at).trust_domain,
+        "home": str(at.path),
+        "service": servers[Server.ENROLL],
+        "broker": servers[Server.BROKER],
+        "devices": _count(devices),
+        "commands": counts,
+    }
+    print(json.dumps(fields, indent=2) if output == "json" else _table(fields))
+    away = [server.value for server, found in servers.items() if not found["answers"]]
+    if away:
+        hint = "; ".join(f"{'enroll' if name == 'enroll' else 'broker'} serve" for name in away)
+        raise Unreachable(f"no answer from: {', '.join(away)}", hint=hint)
+
+
+def _count(devices: list[Summary]) -> dict[str, int]:
+    states = [summary.record.state.value for summary in devices]
+    online = sum(summary.presence is not None and summary.presence.is_online for summary in devices)
+    return {"known": len(devices), "online": online} | {state: states.count(state) for state in sorted(set(states))}
+
+
+def _table(fields: dict[str, Any]) -> str:
+    def words(counts: dict[str, int]) -> str:
+        return ", ".join(f"{number} {name}" for name, number in counts.items()) or "none"
+
+    def server(found: dict[str, Any]) -> str:
+        return f"{found['url'] or 'does not run'}" + (f" ({found['problem']})" if found["problem"] else "")
+
+    return table(
+        (),
+        [
+            ("fleet", fields["trust_domain"]),
+            ("home", fields["home"]),
+            ("service", server(fields["service"])),
+            ("broker", server(fields["broker"])),
+            ("devices", words(fields["devices"])),
+            ("commands", words(fields["commands"])),
+        ],
+    )
+
+
+def _probe(home: AdminHome, server: Server) -> dict[str, Any]:
+    """Whether a server that has said where it is completes a handshake as itself."""
+    try:
+        url = decode_run_file(home.run_file(server).read_bytes()).url
+    except (OSError, FleetError):
+        return {"url": None, "answers": False, "problem": ""}
+    try:
+        _shake_hands(home, server, url)
+    except (OSError, ValueError) as error:
+        return {"url": url, "answers": False, "problem": _reason(error)}
+    return {"url": url, "answers": True, "problem": ""}
+
+
+def _reason(error: Exception) -> str:
+    said = getattr(error, "verify_message", None)  # of an SSLCertVerificationError
+    return (f"not ours: {said}" if said else getattr(error, "strerror", None) or str(error)).lower()
+
+
+def _shake_hands(home: AdminHome, server: Server, url: str) -> None:
+    """TLS with the operator's identity, by loopback if that leads there: the run file is this host's."""
+    import socket
+    import ssl
+
+    parts = urlsplit(url)
+    context = ssl.create_default_context(cafile=str(home.root.certificate))
+    identity = home.operator.identity
+    context.load_cert_chain(identity.certificate, identity.key)
+    try:
+        connection = socket.create_connection(("127.0.0.1", parts.port or 0), _SECONDS)
+    except OSError:
+        connection = socket.create_connection((parts.hostname or "", parts.port or 0), _SECONDS)
+    with connection, context.wrap_socket(connection, server_hostname=parts.hostname) as tls:
+        if not is_server(tls.getpeercert(), server):
+            raise OSError(f"not the certificate of {server}")

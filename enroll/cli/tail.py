@@ -1,0 +1,144 @@
+"""`enroll tail`: what devices say, as it is said; with the operator's own identity, as any client would."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import sys
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from enroll.cli.options import HomeOption, admin_home, now, token_bytes
+from enroll.cli.output import say
+from fleet import messages
+from fleet.errors import FleetError, InvalidInput, NotFound, Unreachable, printable
+from fleet.identity import DeviceId, Server
+from fleet.layout import AdminHome, decode_credential, decode_run_file
+from fleet.topics import ALL_UP, own_up
+
+if TYPE_CHECKING:
+    from enroll.mqtt_client import Connection, Incoming
+
+_TURN_SECONDS = 0.5
+_LONGEST_DELAY = 10.0
+
+
+def tail(
+    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Only of this one.", show_default="all")] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", "-n", min=1, metavar="N", help="End after N messages.")
+    ] = None,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="text|json", help="What to print.", show_default=True)
+    ] = "text",
+    home: HomeOption = None,
+) -> None:
+    """Print messages as they arrive, until Ctrl-C."""
+    if output not in ("text", "json"):
+        raise InvalidInput(f"{output[:40]!r} is not an output", hint="text or json")
+    topic_filter = ALL_UP if id is None else own_up(DeviceId(id))
+    _Tail(admin_home(home), topic_filter, output == "json", count).run()
+
+
+class _Tail:
+    def __init__(self, home: AdminHome, topic_filter: str, as_json: bool, count: int | None) -> None:
+        self._home = home
+        self._filter = topic_filter
+        self._as_json = as_json
+        self._left = count
+        self._client_id = f"{_operator(home)}:tail-{token_bytes(4).hex()}"
+
+    def run(self) -> None:
+        """Print until enough was printed; a connection that was there and ended is made again."""
+        connection, failures = self._connect(), 0
+        while True:
+            try:
+                with contextlib.closing(connection):
+                    self._print_all(connection)
+                return
+            except Unreachable as error:
+                say(f"{error.message}; connecting again")
+            while (again := self._try_again()) is None:
+                failures += 1
+                time.sleep(random.uniform(0, min(_LONGEST_DELAY, 0.5 * 2.0 ** min(failures, 5))))  # noqa: S311 - jitter
+            connection, failures = again, 0
+
+    def _connect(self) -> Connection:
+        from enroll.mqtt_client import Connection, Login, endpoints
+
+        try:
+            url = decode_run_file(self._home.run_file(Server.BROKER).read_bytes()).url
+        except OSError as error:
+            raise Unreachable("no broker runs here", hint="broker serve") from error
+        operator = self._home.operator
+        login = Login(str(operator.trust), operator.identity, self._client_id)
+        connection = Connection.open(login, endpoints(url), time.monotonic)
+        try:
+            connection.subscribe([self._filter], time.monotonic)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _try_again(self) -> Connection | None:
+        try:
+            return self._connect()
+        except Unreachable:
+            return None
+
+    def _print_all(self, connection: Connection) -> None:
+        while self._left != 0:
+            messages_ = connection.turn(_TURN_SECONDS)
+            self._print(messages_)
+            for message in messages_:
+                connection.ack(message)
+
+    def _print(self, arrived: Iterable[Incoming]) -> None:
+        for message in arrived:
+            if self._left == 0:
+                break
+            print(_json_line(message) if self._as_json else _text_line(message))
+            self._left = None if self._left is None else self._left - 1
+        sys.stdout.flush()
+
+
+def _operator(home: AdminHome) -> DeviceId:
+    try:
+        return decode_credential(home.operator.meta.read_bytes()).device
+    except OSError as error:
+        raise NotFound(
+            f"there is no operator's identity in {home.operator.path}",
+            hint="enroll token create --role operator --device ID, and device-agent join into that directory",
+        ) from error
+
+
+def _json_line(message: Incoming) -> str:
+    shown = {
+        "at": messages.format_time(now()),
+        "topic": message.topic,
+        "qos": message.qos,
+        "retained": message.retain,
+        **_payload(message.payload),
+    }
+    return json.dumps(shown)
+
+
+def _payload(data: bytes) -> dict[str, object]:
+    """The payload as JSON if it is some, as text if it is UTF-8, in hexadecimal otherwise."""
+    with contextlib.suppress(FleetError):
+        return {"payload": messages.decode_object(data, max_bytes=messages.MAX_TELEMETRY_BYTES)}
+    with contextlib.suppress(UnicodeDecodeError):
+        return {"text": data.decode()}
+    return {"hex": data.hex()}
+
+
+def _text_line(message: Incoming) -> str:
+    (kind, shown), *_ = _payload(message.payload).items()
+    text = json.dumps(shown, ensure_ascii=False) if kind == "payload" else str(shown)
+    mark = " (retained)" if message.retain else ""
+    _, device, _, *channel = message.topic.split("/")
+    return f"{now():%H:%M:%S} {printable(device)} {printable('/'.join(channel))}{mark} {printable(text)}"
