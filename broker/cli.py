@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import sys
+import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -165,7 +166,7 @@ class _Broker:
         self._settings = settings
         self.trust = load_trust(home.broker_trust, home.broker_server, _now())
         to_service = load_client_trust(home.broker_trust, home.broker_client, Server.ENROLL, _now())
-        self.membership = Membership(known, Journal(home.broker_directory))
+        self.membership = Membership(known, Journal(home.broker_directory), time.monotonic)
         self.feed = Feed(
             home.run_file(Server.ENROLL), to_service, self.membership, lambda: known.position, SystemRandom()
         )
@@ -178,7 +179,7 @@ class _Broker:
         if self.membership.directory.position is None:
             print("broker: waiting for the enrollment service: who may connect is not known yet", file=sys.stderr)
             await self.membership.wait_for_snapshot()
-        rules = Rules(self._settings.policy, self.membership.directory, self.feed.look_up)
+        rules = Rules(self._settings.policy, self.membership.directory, self.feed.look_up, self.membership.is_fresh)
         self.address = await self.engine.start(Listener(address), self.trust, rules, _tell)
         self.membership.on_change = self.engine.apply
         await self._prove()
@@ -255,4 +256,3 @@ def _who(client: Client) -> dict[str, object]:
         "serial": client.serial,
         "peer": client.peer,
     }
-

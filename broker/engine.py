@@ -65,6 +65,7 @@ class Reason(StrEnum):
     WRONG_ISSUER = "wrong-issuer"
     BAD_NAME = "bad-common-name"
     NOT_ADMITTED = "not-in-directory"
+    STALE_DIRECTORY = "directory-too-old"
     FOREIGN_CLIENT_ID = "foreign-client-id"
     NO_CLIENT_ID = "no-client-id"
     WILL_DENIED = "will-denied"
@@ -153,11 +154,13 @@ class Rules:
     """By what an engine decides: who may connect, and then what.
 
     `look_up` asks the service for a serial that the directory does not list, and puts what it finds into `directory`.
+    While `is_fresh` says no, only roles that command nobody may connect (DESIGN section 11).
     """
 
     policy: Policy
     directory: Directory
     look_up: Callable[[Serial], Awaitable[None]]
+    is_fresh: Callable[[], bool]
 
 
 class Engine(Protocol):

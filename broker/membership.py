@@ -18,15 +18,18 @@ from fleet.logs import event
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 5.0
+_STALE_SECONDS: Final = 900.0  # long enough to restart a service, too short to use a stolen operator in peace
 
 
 class Membership:
     """Owns a `Directory`; `on_change` hears of each change at once."""
 
-    def __init__(self, known: Directory, journal: Journal) -> None:
+    def __init__(self, known: Directory, journal: Journal, monotonic: Callable[[], float]) -> None:
         self.directory = known
         self.on_change: Callable[[Change], None] = _ignore
         self._journal = journal
+        self._monotonic = monotonic
+        self._heard_at = monotonic()
         self._unsaved: list[Entry] = []
         self._is_rewrite_needed = False
         self._saving = asyncio.Lock()
@@ -35,12 +38,17 @@ class Membership:
         if known.position is not None:
             self._has_snapshot.set()
 
+    def is_fresh(self) -> bool:
+        """Whether the service was heard of lately: what is known of revocations is not old. Counts from the start."""
+        return self._monotonic() - self._heard_at < _STALE_SECONDS
+
     async def wait_for_snapshot(self) -> None:
         """Return once it is known who may connect."""
         await self._has_snapshot.wait()
 
     def take(self, line: FeedLine) -> None:
         """A line of the stream."""
+        self._heard_at = self._monotonic()
         self._tell(self.directory.apply(line))
         if self.directory.position is not None:
             self._has_snapshot.set()

@@ -60,6 +60,7 @@ class RunningEngine:
         self.engine = make(now)
         self.directory = Directory()
         self.service = Service()
+        self.is_fresh = True
         self.address = ("", 0)
         self.events: list[Event] = []
         self._changed = threading.Condition()
@@ -72,7 +73,7 @@ class RunningEngine:
     def __enter__(self) -> Self:
         self._thread.start()
         self.trust = self._new_trust()
-        rules = Rules(self._policy, self.directory, self._look_up)
+        rules = Rules(self._policy, self.directory, self._look_up, lambda: self.is_fresh)
         listener = Listener(Address("127.0.0.1", 0), self._limits)
         bound = self.await_(self.engine.start(listener, self.trust, rules, self._observe))
         self.address = (bound.host, bound.port)

@@ -202,6 +202,17 @@ def test_a_suffix_is_neither_empty_nor_endless(broker: RunningEngine, operator: 
         assert NOT_AUTHORIZED == peer.ask(mqtt.connect(client_id))
 
 
+def test_with_a_stale_directory_devices_go_on_and_operators_do_not(
+    broker: RunningEngine, pump: Identity, operator: Identity
+) -> None:
+    """Whoever cuts the broker off from the service could use a stolen operator in peace."""
+    broker.is_fresh = False
+    with broker.join(pump) as device, broker.peer(operator) as admin:
+        assert UNAVAILABLE == admin.ask(mqtt.connect("admin"))
+        device.sync()
+    assert Reason.STALE_DIRECTORY is broker.wait_event(Refused).reason
+
+
 def test_a_principal_has_a_bounded_number_of_connections(
     limited: Callable[[Limits], RunningEngine], fleet: TestFleet
 ) -> None:

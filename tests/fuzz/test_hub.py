@@ -98,7 +98,9 @@ class HubMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = Directory()
-        self.hub = Hub(Rules(DEFAULT_POLICY, self.directory, _look_up), LIMITS, lambda: NOW, lambda _: None)
+        self.hub = Hub(
+            Rules(DEFAULT_POLICY, self.directory, _look_up, lambda: True), LIMITS, lambda: NOW, lambda _: None
+        )
         self.seq = 0
         self.wires: list[tuple[Wire, FleetSession]] = []
         for principal in PRINCIPALS:

@@ -20,7 +20,7 @@ UNAVAILABLE: Final = 3
 NOT_AUTHORIZED: Final = 5
 
 _MAX_CLIENT_ID_CHARS: Final = 128
-_WITH_SEVERAL_CONNECTIONS: Final = frozenset({Role.OPERATOR, Role.SERVICE})
+_BEYOND_ONE_DEVICE: Final = frozenset({Role.OPERATOR, Role.SERVICE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,14 @@ class Rejected:
     detail: str = ""
 
 
-def decide(connect: Connect, peer: PeerIdentity, entry: Entry | None, policy: Policy) -> Admitted | Rejected:
-    """Decide with the directory's `entry` of the certificate's common name as it is now."""
+def decide(
+    connect: Connect, peer: PeerIdentity, entry: Entry | None, policy: Policy, *, is_fresh: bool
+) -> Admitted | Rejected:
+    """Decide with the directory's `entry` of the certificate's common name, and whether the directory is fresh."""
     if entry is None or entry.principal.id != peer.device or not entry.admits(peer.serial):
         return Rejected(NOT_AUTHORIZED, Reason.NOT_ADMITTED, f"serial {peer.serial}")
+    if not is_fresh and needs_fresh_directory(entry.principal.role):
+        return Rejected(UNAVAILABLE, Reason.STALE_DIRECTORY)
     if not connect.client_id and not connect.clean_session:
         return Rejected(ID_REJECTED, Reason.NO_CLIENT_ID)  # MQTT-3.1.3-8
     client_id = connect.client_id or peer.device
@@ -56,9 +60,14 @@ def decide(connect: Connect, peer: PeerIdentity, entry: Entry | None, policy: Po
     return Admitted(client_id, entry, grants)
 
 
+def needs_fresh_directory(role: Role) -> bool:
+    """Whether a revocation that has not reached us would let someone command: devices go on, these do not."""
+    return role in _BEYOND_ONE_DEVICE
+
+
 def _is_own(client_id: str, device: DeviceId, role: Role) -> bool:
     """The common name, or for those with several connections the common name and a suffix."""
     if client_id == device:
         return True
     has_suffix = client_id.startswith(f"{device}:") and len(device) + 1 < len(client_id) <= _MAX_CLIENT_ID_CHARS
-    return has_suffix and role in _WITH_SEVERAL_CONNECTIONS
+    return has_suffix and role in _BEYOND_ONE_DEVICE

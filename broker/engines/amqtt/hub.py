@@ -93,7 +93,9 @@ class Hub:
 
     def decide(self, connect: Connect, peer: PeerIdentity) -> Admitted | Rejected:
         """Whether a CONNECT is let in now; changes nothing."""
-        decision = admission.decide(connect, peer, self.rules.directory.entry(peer.device), self.rules.policy)
+        rules = self.rules
+        entry = rules.directory.entry(peer.device)
+        decision = admission.decide(connect, peer, entry, rules.policy, is_fresh=rules.is_fresh())
         if isinstance(decision, Admitted) and self._others(peer.device, decision.client_id) >= (
             self.limits.sessions_per_principal
         ):

@@ -340,6 +340,8 @@ class Connection(asyncio.Protocol):
             yield self._last_packet_at + 1.5 * session.keep_alive - now, Reason.KEEPALIVE  # MQTT-3.1.2-24
         if self._packet_began_at:
             yield self._packet_began_at + hub.limits.packet_seconds - now, Reason.TOO_SLOW
+        if session.client is not None and admission.needs_fresh_directory(session.client.principal.role):
+            yield (_MAX_CHECK_SECONDS if hub.rules.is_fresh() else 0.0), Reason.STALE_DIRECTORY
         if self._is_paused:
             yield self._paused_at + _STALLED_SECONDS - now, Reason.NOT_READING
 

@@ -33,7 +33,7 @@ def with_role(role: Role) -> Entry:
 def test_only_the_listed_holder_of_the_name_gets_in(role: Role, state: State, listed: Serial, client_id: str) -> None:
     """One cell of the table that lets in too many is a way in."""
     entry = replace(with_role(role), state=state, serials=frozenset({listed}))
-    decision = decide(replace(CONNECT, client_id=client_id), PEER, entry, DEFAULT_POLICY)
+    decision = decide(replace(CONNECT, client_id=client_id), PEER, entry, DEFAULT_POLICY, is_fresh=True)
     may_suffix = role in (Role.OPERATOR, Role.SERVICE)
     is_own = client_id in ("pump-07", "") or (client_id == "pump-07:x" and may_suffix)
     if state is not State.ACTIVE or listed != SERIAL:
@@ -49,14 +49,14 @@ def test_nobody_is_let_in_without_an_entry_or_with_anothers() -> None:
     """A directory that mixes up its rows would lend an identity."""
     anothers = replace(ENTRY, principal=Principal(Role.DEVICE, VALVE))
     for entry in (None, anothers):
-        decision = decide(CONNECT, PEER, entry, DEFAULT_POLICY)
+        decision = decide(CONNECT, PEER, entry, DEFAULT_POLICY, is_fresh=True)
         assert isinstance(decision, Rejected)
         assert (5, Reason.NOT_ADMITTED) == (decision.return_code, decision.reason)
 
 
 def test_no_client_id_needs_a_clean_session() -> None:
     """MQTT-3.1.3-8."""
-    decision = decide(Connect("", False, 60, None), PEER, ENTRY, DEFAULT_POLICY)
+    decision = decide(Connect("", False, 60, None), PEER, ENTRY, DEFAULT_POLICY, is_fresh=True)
     assert decision == Rejected(2, Reason.NO_CLIENT_ID)
 
 
@@ -66,12 +66,20 @@ def test_no_client_id_needs_a_clean_session() -> None:
 )
 def test_a_will_is_decided_like_a_publish(topic: str, is_let_in: bool) -> None:
     """A device would speak as another by dying (hole 3)."""
-    decision = decide(replace(CONNECT, will=Will(topic, b"", 1, True)), PEER, ENTRY, DEFAULT_POLICY)
+    decision = decide(replace(CONNECT, will=Will(topic, b"", 1, True)), PEER, ENTRY, DEFAULT_POLICY, is_fresh=True)
     assert is_let_in == isinstance(decision, Admitted)
 
 
 def test_the_grants_are_those_of_the_directorys_role() -> None:
     """The role in the certificate's SAN would count."""
-    decision = decide(CONNECT, PEER, with_role(Role.BROKER), DEFAULT_POLICY)
+    decision = decide(CONNECT, PEER, with_role(Role.BROKER), DEFAULT_POLICY, is_fresh=True)
     assert isinstance(decision, Admitted)
     assert ((), ()) == (decision.grants.publish, decision.grants.subscribe)
+
+
+@pytest.mark.parametrize("role", Role)
+def test_with_a_stale_directory_only_who_commands_nobody_gets_in(role: Role) -> None:
+    """A stolen operator would be let in by a broker that was cut off from its revocation."""
+    decision = decide(CONNECT, PEER, with_role(role), DEFAULT_POLICY, is_fresh=False)
+    expected = Reason.STALE_DIRECTORY if role in (Role.OPERATOR, Role.SERVICE) else None
+    assert expected == (decision.reason if isinstance(decision, Rejected) else None)

@@ -90,7 +90,7 @@ def unbound(tmp_path: Path) -> FleetBroker:
     trust = load_trust(fleet.trust_file, fleet.server(Server.BROKER).files, now)
 
     async def make() -> FleetBroker:
-        hub = Hub(Rules(DEFAULT_POLICY, Directory(), _look_up), Limits(), lambda: now, lambda _: None)
+        hub = Hub(Rules(DEFAULT_POLICY, Directory(), _look_up, lambda: True), Limits(), lambda: now, lambda _: None)
         with socket.socket() as closed_again:
             return FleetBroker(hub, Door(hub, trust, asyncio.get_running_loop()), closed_again)
 

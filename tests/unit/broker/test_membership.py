@@ -25,7 +25,7 @@ SNAPSHOT = (SnapshotStart("f", 1), entry(1), Current("f", 1))
 
 def taken(path: Path) -> Membership:
     """A membership that has followed a snapshot and put it on disk."""
-    found = Membership(Directory(), Journal(path))
+    found = Membership(Directory(), Journal(path), lambda: 0.0)
     for line in SNAPSHOT:
         found.take(line)
     asyncio.run(found.save())
@@ -75,7 +75,7 @@ def test_whoever_waits_for_a_snapshot_is_woken_when_it_is_complete(tmp_path: Pat
     """The broker would start with half of its directory, or never."""
 
     async def follow() -> list[bool]:
-        membership = Membership(Directory(), Journal(tmp_path / "directory.ndjson"))
+        membership = Membership(Directory(), Journal(tmp_path / "directory.ndjson"), lambda: 0.0)
         waiting = asyncio.create_task(membership.wait_for_snapshot())
         seen = []
         for line in SNAPSHOT:
@@ -86,3 +86,15 @@ def test_whoever_waits_for_a_snapshot_is_woken_when_it_is_complete(tmp_path: Pat
         return seen
 
     assert [False, False, True] == asyncio.run(follow())
+
+
+def test_a_directory_is_fresh_as_long_as_the_service_is_heard(tmp_path: Path) -> None:
+    """A broker that is cut off would let operators in for ever; or its own restart would lock them out."""
+    now = [1000.0]
+    membership = Membership(Directory(), Journal(tmp_path / "directory.ndjson"), lambda: now[0])
+    assert membership.is_fresh()
+    now[0] += 901
+    assert not membership.is_fresh()
+    for line in SNAPSHOT:
+        membership.take(line)
+    assert membership.is_fresh()
