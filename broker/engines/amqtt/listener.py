@@ -120,10 +120,11 @@ class Connection(asyncio.Protocol):
         try:
             if not self._tls.is_established and not self._shake_hands():
                 return
-            if self._looking_up is None:
-                self._read()
         except ssl.SSLError as error:
-            self._end_before(Reason.HANDSHAKE if self._session is None else Reason.LOST, _tls_reason(error))
+            self._end_before(Reason.HANDSHAKE, _tls_reason(error))
+            return
+        if self._looking_up is None:
+            self._read()
 
     def pause_writing(self) -> None:
         self._is_paused = True
@@ -218,7 +219,11 @@ class Connection(asyncio.Protocol):
     # Packets
 
     def _read(self) -> None:
-        data, is_closed = self._tls.read()
+        try:
+            data, is_closed = self._tls.read()
+        except ssl.SSLError as error:  # under TLS 1.3 a client may refuse our certificate as late as here
+            self._end_before(Reason.HANDSHAKE if self._session is None else Reason.LOST, _tls_reason(error))
+            return
         if data:
             self._rest = self._parser.feed(data)
             self._take_packets()
