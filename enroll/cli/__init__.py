@@ -29,10 +29,11 @@ def main() -> int:
 
 
 def _report_usage(error: typer.TyperException) -> int:
-    context = getattr(error, "ctx", None)
-    if context is not None and not context.args and not error.format_message().strip():
+    message, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
+    if message.startswith("Usage:"):  # a noun without its verb: the message is the help
+        print(error.format_message(), file=sys.stderr)
         return 2
-    message = error.format_message().rstrip(".")
+    message = message.replace("Value error, ", "")  # pydantic's, which typer lets through
     print(f"error: {printable(message[:1].lower() + message[1:])}", file=sys.stderr)
     if context is not None:
         print(f"hint: {context.command_path} --help", file=sys.stderr)

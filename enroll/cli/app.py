@@ -34,10 +34,10 @@ app.command("tail")(tail.tail)
 
 for noun, verbs, help_ in (
     ("token", token.VERBS, "What lets a device in once."),
-    ("device", device.VERBS, "Whoever holds a certificate: devices, operators, services, brokers."),
+    ("device", device.VERBS, "Devices, operators, services and brokers."),
     ("cert", cert.VERBS, "Every certificate that was issued."),
     ("ca", ca.VERBS, "The certificate authority."),
     ("policy", policy.VERBS, "Who may publish and subscribe where."),
-    ("log", log.VERBS, "What was done, and that nobody changed it since."),
+    ("log", log.VERBS, "What was done, and that nobody changed it."),
 ):
     app.add_typer(group(verbs, help_), name=noun)

@@ -35,7 +35,7 @@ def list_(
     output: OutputOption = Output.TABLE,
     home: HomeOption = None,
 ) -> None:
-    """List them, with who is online and until when their certificates last."""
+    """List them: who is online, whose certificate ends."""
     from enroll.registry import overview
 
     wanted, moment = None if role is None else parse_role(role), now()
@@ -119,7 +119,10 @@ def show(id: IdArgument, output: OutputOption = Output.TABLE, home: HomeOption =
 
 
 def suspend(id: IdArgument, home: HomeOption = None) -> None:
-    """Keep it out until it is resumed; its connection ends at once."""
+    """Keep it out until it is resumed.
+
+    Its connection ends at once.
+    """
     from enroll.service import suspend as suspend_principal
 
     with open_registry(admin_home(home)) as registry:
@@ -137,7 +140,10 @@ def resume(id: IdArgument, home: HomeOption = None) -> None:
 
 
 def revoke(id: IdArgument, yes: YesOption = False, home: HomeOption = None) -> None:
-    """Keep it out for good: its connection ends at once, its certificates and tokens are void."""
+    """Keep it out for good.
+
+    Its connection ends at once; its certificates, and tokens that could replace them, are void.
+    """
     from enroll.service import revoke as revoke_principal
 
     device, at = DeviceId(id), admin_home(home)

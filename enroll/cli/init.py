@@ -44,7 +44,7 @@ def init(
     ] = None,
     home: HomeOption = None,
 ) -> None:
-    """Make a fleet: its certificate authority, its registry, and the identities of its own servers."""
+    """Make a fleet: its CA, registry and first identities."""
     from enroll.initialise import Plan, initialise
 
     path = home_path(home)

@@ -28,7 +28,12 @@ token_bytes = secrets.token_bytes
 HomeOption = Annotated[
     Path | None,
     typer.Option(
-        "--home", metavar="DIR", envvar="FLEET_HOME", show_envvar=True, help="The fleet's home.", show_default=False
+        "--home",
+        metavar="DIR",
+        envvar="FLEET_HOME",
+        show_envvar=True,
+        help="The fleet's home.",
+        show_default="/var/lib/mqtt-fleet, or your own",
     ),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.", show_default=False)]
@@ -103,7 +108,7 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise InvalidInput(f"{question} needs an answer, and nobody is there to give it", hint="add --yes")
+        raise InvalidInput(f"nobody is there to answer: {question}", hint="add --yes")
     if not typer.confirm(question, err=True):
         raise typer.Exit(1)
 

@@ -42,7 +42,10 @@ def serve(
     ] = None,
     home: HomeOption = None,
 ) -> None:
-    """Run the enrollment service: it lets devices in, and keeps what they say and are told."""
+    """Run the enrollment service, with dispatch.
+
+    It lets devices in, keeps what they say of themselves, and sends them what they are told.
+    """
     from enroll.home import read_config
 
     at = admin_home(home)

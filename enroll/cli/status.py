@@ -24,7 +24,10 @@ def status(
     output: Annotated[str, typer.Option("--output", "-o", metavar="table|json", help="What to print.")] = "table",
     home: HomeOption = None,
 ) -> None:
-    """Show whether service and broker answer, and count devices and commands; exit status 5 if one does not answer."""
+    """Show whether all is there; exit status 5 if not.
+
+    Service and broker must complete a handshake as themselves.
+    """
     from enroll.home import read_config
     from enroll.registry import overview
 

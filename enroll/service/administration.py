@@ -61,7 +61,9 @@ def _check_usable(transaction: Transaction, record: TokenRecord) -> None:
     if found is None:
         return
     if found.principal.role is not record.role:
-        raise Denied(f"{found.id} is a {found.principal.role}, and an id never changes role", hint="take another id")
+        raise Denied(
+            f"{found.id} is of role {found.principal.role}, and an id never changes role", hint="take another id"
+        )
     if not record.replace:
         raise Denied(f"{found.id} has an identity already ({found.state})", hint="add --replace to give it a new key")
 

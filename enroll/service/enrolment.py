@@ -173,7 +173,9 @@ def _entitled(transaction: Transaction, token: TokenRecord, device: DeviceId, no
     if found is None:
         return PrincipalRecord(Principal(token.role, device), State.ACTIVE, 1, token.groups, now)
     if found.principal.role is not token.role:
-        raise NotAllowed(f"{device} is a {found.principal.role}, and an id never changes role", hint="take another id")
+        raise NotAllowed(
+            f"{device} is of role {found.principal.role}, and an id never changes role", hint="take another id"
+        )
     if not token.replace:
         hint = f"enroll token create --device {device} --replace gives its name to a new key"
         raise NotAllowed(f"{device} has an identity already ({found.state})", hint=hint)
