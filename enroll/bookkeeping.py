@@ -56,11 +56,12 @@ class Books:
 
     def _enter_all(self, reports: Sequence[Report], taken: Sequence[str], now: datetime) -> list[CommandRecord]:
         refused: list[tuple[Report, NotFound]] = []
+        events: list[str] = []
         with self.registry.write() as transaction:
             messaging.mark_sent(transaction, taken, now)
             for report in reports:
                 try:
-                    record(transaction, report, now)
+                    events += record(transaction, report, now)
                 except NotFound as error:
                     refused.append((report, error))
             greeted = dict.fromkeys(report.device for report in reports if isinstance(report, HelloSeen))
@@ -69,6 +70,8 @@ class Books:
                 for device in greeted
                 for command in messaging.unfinished_commands(transaction, device, now, LIMIT)
             ]
+        for line in events:  # not before it is true
+            _log.info(line)
         for report, reason in refused:
             _set_aside((report,), reason)
         return due
@@ -82,9 +85,11 @@ class Books:
             return agenda
         # Only now a write: each commit wakes every watcher, this one's too.
         with self.registry.write() as transaction:
-            for command in messaging.expire_commands(transaction, now, LIMIT):
-                _log.info(event("command.expired", command=command))
-            return _agenda(transaction, now)
+            expired = messaging.expire_commands(transaction, now, LIMIT)
+            agenda = _agenda(transaction, now)
+        for command in expired:
+            _log.info(event("command.expired", command=command))
+        return agenda
 
 
 def _agenda(transaction: Transaction, now: datetime) -> Agenda:
@@ -92,33 +97,33 @@ def _agenda(transaction: Transaction, now: datetime) -> Agenda:
     return Agenda(tuple(due), messaging.next_deadline(transaction))
 
 
-def record(transaction: Transaction, report: Report, now: datetime) -> None:
-    """Write one report. Raises: NotFound (no such principal, or not its command)."""
+def record(transaction: Transaction, report: Report, now: datetime) -> tuple[str, ...]:
+    """Write one report; what to log of it. Raises: NotFound (no such principal, or not its command)."""
     match report:
         case StatusSeen():
-            _record_status(transaction, report, now)
+            return _record_status(transaction, report, now)
         case HelloSeen(device, agent_version):
             before = messaging.find_presence(transaction, _known(transaction, device))
             since = before.changed_at if before is not None and before.is_online else now
             messaging.set_presence(transaction, device, PresenceRecord(True, "", agent_version, since, now))
+            return ()
         case ResultSeen(device, command_id, result):
             is_news = messaging.record_result(transaction, device, command_id, result, now)
             if is_news is None:
                 raise NotFound(f"{device} has no command {command_id}")
             messaging.touch(transaction, device, now)
-            if is_news:
-                _log.info(event(f"command.{result.state}", device=device, command=command_id))
+            return (event(f"command.{result.state}", device=device, command=command_id),) if is_news else ()
         case _:
             assert_never(report)
 
 
-def _record_status(transaction: Transaction, report: StatusSeen, now: datetime) -> None:
+def _record_status(transaction: Transaction, report: StatusSeen, now: datetime) -> tuple[str, ...]:
     """What is retained is not news: it must not make a silent device look alive whenever dispatch connects."""
     before = messaging.find_presence(transaction, _known(transaction, report.device))
     is_online = report.status.presence is Presence.ONLINE
     has_changed = before is None or before.is_online != is_online
     if report.is_retained and not has_changed:
-        return
+        return ()
     seen = min(report.status.envelope.sent_at, now) if report.is_retained else now
     after = PresenceRecord(
         is_online,
@@ -128,8 +133,8 @@ def _record_status(transaction: Transaction, report: StatusSeen, now: datetime) 
         seen if before is None else max(seen, before.last_seen),
     )
     messaging.set_presence(transaction, report.device, after)
-    if has_changed:
-        _log.info(event(f"device.{report.status.presence}", device=report.device, reason=report.status.reason))
+    news = event(f"device.{report.status.presence}", device=report.device, reason=report.status.reason)
+    return (news,) if has_changed else ()
 
 
 def _known(transaction: Transaction, device: DeviceId) -> DeviceId:

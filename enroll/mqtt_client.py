@@ -292,7 +292,7 @@ class Connection:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"not our broker: {error.verify_message if hasattr(error, 'verify_message') else error}".lower()
+        return f"not our broker: {getattr(error, 'verify_message', '') or error.args[-1]}".lower()
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error).lower()
