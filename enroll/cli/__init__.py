@@ -23,7 +23,7 @@ def main() -> int:
         return _report_usage(error)
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # the second is typer's for the first
         return _reader_gone()
     return status if isinstance(status, int) else 0
 

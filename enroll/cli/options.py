@@ -113,7 +113,7 @@ def confirm(question: str, *, yes: bool) -> None:
         raise typer.Exit(1)
 
 
-_DURATION = re.compile(r"(\d{1,9})(s|m|h|d)")
+_DURATION = re.compile(r"([0-9]{1,6})(s|m|h|d)")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 

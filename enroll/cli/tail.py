@@ -82,6 +82,7 @@ class _Tail:
         except BaseException:
             connection.close()
             raise
+        say(f"listening to {self._filter}")
         return connection
 
     def _try_again(self) -> Connection | None:
