@@ -12,6 +12,7 @@ Traps of paho-mqtt 2.2, and how this avoids them:
 from __future__ import annotations
 
 import select
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -176,6 +177,8 @@ class Connection:
         sock = self._client.socket()
         if sock is None:
             raise Unreachable(f"{self._endpoint}: closed at once")
+        if isinstance(sock, ssl.SSLSocket):  # or a command waits up to 40 ms behind an acknowledgement
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._poll.register(sock.fileno(), select.POLLIN)
         deadline = monotonic() + CONNECT_SECONDS
         while self._answer is None and monotonic() < deadline:
