@@ -191,8 +191,8 @@ def _proof(trace: Trace, *, ours: bool) -> str:
     if not ours and trace.find(kind, ours=False) is None:
         kind = Kind.SERVER_KEY_EXCHANGE
     algorithm = trace.signature(ours=ours) or "a signature"
-    whose = "my" if ours else "its"
-    return _message(trace, kind, ours, f"{algorithm} over this very conversation: proof of {whose} private key")
+    who = "I hold my" if ours else "it holds its"
+    return _message(trace, kind, ours, f"{algorithm} over all of this: {who} key")
 
 
 def _certificate(label: str, certificate: x509.Certificate, now: datetime) -> Iterator[str]:

@@ -46,7 +46,8 @@ from fleet.errors import FleetError, InvalidInput
 from fleet.layout import AgentHome
 from fleet.logs import event, log_to
 
-QUEUE_EVENTS: Final = 1_000
+# Few: what a connection confirms waits behind what applications say, and a flood of theirs must not slow it down.
+QUEUE_EVENTS: Final = 64
 # A connection's thread turns every 5 s; one that has not for so long hangs, whatever it claims.
 HANGS_AFTER_SECONDS: Final = 90.0
 _LOOK_SECONDS: Final = 30.0
