@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, assert_never
 
@@ -30,11 +30,30 @@ class Agenda:
     next_deadline: datetime | None
 
 
+_MAX_COUNTED: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """Messages that cannot be handled, by device. They are acknowledged: delivered again, they would be no better."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, device: str, what: str, error: Exception) -> None:
+        """One more; logged at the first, second, fourth, eighth: one device must not fill the log."""
+        if len(self.counts) >= _MAX_COUNTED:
+            self.counts.clear()
+        count = self.counts[device] = self.counts.get(device, 0) + 1
+        if count & (count - 1) == 0:
+            _log.warning(event("message.set_aside", device=device, what=what, reason=str(error)[:300], count=count))
+
+
 @dataclass(frozen=True, slots=True)
 class Books:
     """The registry as dispatch keeps it."""
 
     registry: Registry
+    aside: SetAside = field(default_factory=SetAside)
 
     def enter(self, reports: Sequence[Report], taken: Sequence[str], now: datetime) -> list[CommandRecord]:
         """Record reports, and which commands the broker has taken; what the devices that said hello must be sent.
@@ -47,7 +66,7 @@ class Books:
             raise
         except Exception as error:
             if len(reports) + len(taken) <= 1:
-                _set_aside(reports, error)
+                self._set_aside(reports, error)
                 return []
         due = self.enter((), taken, now)
         for report in reports:  # alone, so that only what is wrong is left out
@@ -73,8 +92,12 @@ class Books:
         for line in events:  # not before it is true
             _log.info(line)
         for report, reason in refused:
-            _set_aside((report,), reason)
+            self._set_aside((report,), reason)
         return due
+
+    def _set_aside(self, reports: Sequence[Report], error: Exception) -> None:
+        for report in reports:
+            self.aside.add(report.device, type(report).__name__, error)
 
     def agenda(self, now: datetime) -> Agenda:
         """What is due, once what is over has been given up. Raises: RegistryUnavailable."""
@@ -141,13 +164,3 @@ def _known(transaction: Transaction, device: DeviceId) -> DeviceId:
     if identity.find_principal(transaction, device) is None:
         raise NotFound(f"there is no {device}")
     return device
-
-
-def _set_aside(reports: Sequence[Report], error: Exception) -> None:
-    for report in reports:
-        set_aside(f"{type(report).__name__} of {report.device}", error)
-
-
-def set_aside(what: str, error: Exception) -> None:
-    """A message that cannot be handled is acknowledged all the same: delivered again, it would be no better."""
-    _log.warning(event("message.set_aside", what=what, reason=str(error)[:300]))

@@ -16,7 +16,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from enroll import bookkeeping
 from enroll.bookkeeping import Books
 from enroll.mqtt_client import Connection, Incoming, Login, endpoints
 from enroll.registry import Registry
@@ -169,5 +168,5 @@ class Session:
             try:
                 reports.append(read_report(message.topic, message.payload, is_retained=message.retain))
             except FleetError as error:
-                bookkeeping.set_aside(message.topic, error)
+                self.books.aside.add(message.topic.split("/")[1], message.topic, error)
         return reports

@@ -215,9 +215,12 @@ class EstApp:
         return _certified(self.enrolment.reenrol(peer.certificate.serial, _csr_in(request), self.clock()))
 
     def admitted(self, request: EstRequest, role: Role | None = None) -> Peer:
-        """Who asks, decided anew for every request. Raises: _TooManyRefusals, _NoCertificate, NotAdmitted, Denied."""
-        self._check_refusals(self._by_address, network_of(request.address))
+        """Who asks, decided anew for every request. Raises: _TooManyRefusals, _NoCertificate, NotAdmitted, Denied.
+
+        Only strangers are limited: one of them behind the same address must not keep a broker from the directory.
+        """
         if request.peer is None:
+            self._check_refusals(self._by_address, network_of(request.address))
             raise _NoCertificate("this needs a client certificate", hint="connect with the fleet's certificate and key")
         serial = serial_of(x509.load_der_x509_certificate(request.peer))
         with self.registry.read() as transaction:

@@ -268,6 +268,14 @@ def test_refused_credentials_are_limited_by_address_and_only_they(office: Office
     assert 200 == office.enrol(office.invite("pump-08"), csr("pump-08")).status
 
 
+def test_a_stranger_cannot_shut_out_who_has_a_certificate(office: Office) -> None:
+    """Thirty bad requests a minute from behind a gateway's address keep its broker from hearing of revocations."""
+    certificate = office.enrolled("pump-07")
+    strangers = [office.get(est.CONFIG).status for _ in range(31)]
+    assert [401] * 30 + [429] == strangers
+    assert 200 == office.get(est.CONFIG, certificate).status
+
+
 def test_refused_credentials_are_limited_by_token(office: Office) -> None:
     """One token's secret can be guessed from many addresses."""
     token = office.invite("pump-07")
