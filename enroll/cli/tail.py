@@ -8,7 +8,7 @@ import random
 import sys
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -137,9 +137,18 @@ def _payload(data: bytes) -> dict[str, object]:
     return {"hex": data.hex()}
 
 
+_ENVELOPE: Final = frozenset({"v", "id", "ts", "boot", "seq"})
+
+
+def _said(payload: dict[str, object]) -> object:
+    """What a person reads of a message: not its envelope, which `-o json` shows, nor what was left empty."""
+    said = {key: value for key, value in payload.items() if key not in _ENVELOPE and value not in ("", None)}
+    return said["data"] if said.keys() == {"data"} else said
+
+
 def _text_line(message: Incoming) -> str:
-    (kind, shown), *_ = _payload(message.payload).items()
-    text = json.dumps(shown, ensure_ascii=False) if kind == "payload" else str(shown)
+    shown = next(iter(_payload(message.payload).values()))
+    text = json.dumps(_said(shown), ensure_ascii=False) if isinstance(shown, dict) else str(shown)
     mark = " (retained)" if message.retain else ""
     _, device, _, *channel = message.topic.split("/")
     return f"{now():%H:%M:%S} {printable(device)} {printable('/'.join(channel))}{mark} {printable(text)}"
