@@ -5,7 +5,6 @@ FleetError                 failed; exit code 1
 ├── NotFound               what was named is not there; exit code 3
 ├── Denied                 authentication or policy said no; exit code 4
 ├── Unreachable            the other side cannot be reached or trusted; exit code 5
-├── PartlyDone             some of a bulk action failed; exit code 6
 └── TimedOut               no answer before the deadline; exit code 7
 """
 
@@ -50,12 +49,6 @@ class Unreachable(FleetError):
     """The other side cannot be reached, or is not who it should be."""
 
     exit_code = 5
-
-
-class PartlyDone(FleetError):
-    """Some parts of a bulk action failed."""
-
-    exit_code = 6
 
 
 class TimedOut(FleetError):

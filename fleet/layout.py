@@ -9,13 +9,10 @@ import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
 
 from fleet import messages
 from fleet.errors import FleetError, InvalidInput
 from fleet.identity import DeviceId, Role, Serial, Server
-
-BOOT_JOIN_FILE: Final = Path("/boot/firmware/fleet-join.toml")
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,12 +102,6 @@ def pin_of(certificate: x509.Certificate) -> bytes:
     return hashlib.sha256(spki(check_public_key(certificate.public_key()))).digest()
 
 
-def key_fingerprint(spki_der: bytes) -> str:
-    """A key's SHA-256 in hexadecimal, in groups of four: what two people compare."""
-    digits = hashlib.sha256(spki_der).hexdigest()
-    return " ".join(digits[at : at + 4] for at in range(0, len(digits), 4))
-
-
 def serial_of(certificate: x509.Certificate) -> Serial:
     """The serial number as the directory writes it."""
     return Serial.from_int(certificate.serial_number)

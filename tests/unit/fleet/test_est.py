@@ -1,7 +1,6 @@
 """CSR and PKCS#7 codecs, with requests as others make them."""
 
 import base64
-import hashlib
 import warnings
 
 import pytest
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from fleet import est
 from fleet.errors import FleetError
 from fleet.identity import DeviceId, InvalidDeviceId
-from fleet.pki import WeakKey, check_public_key, key_fingerprint, spki
+from fleet.pki import WeakKey, check_public_key, spki
 
 _KEY = ec.generate_private_key(ec.SECP256R1())
 _DER = est.build_csr(_KEY, DeviceId("pump-07"))
@@ -134,9 +133,3 @@ def test_answers_raise_only_value_errors(data: bytes) -> None:
     """A hostile service ends the agent with a traceback."""
     with pytest.raises(ValueError, match=r".*"):
         est.decode_certificates(data)
-
-
-def test_a_fingerprint_is_the_hash_of_the_key() -> None:
-    """Two people compare something else than the key."""
-    data = spki(_KEY.public_key())
-    assert key_fingerprint(data).replace(" ", "") == hashlib.sha256(data).hexdigest()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.errors import InvalidInput, PartlyDone, printable, report
+from fleet.errors import InvalidInput, TimedOut, printable, report
 from fleet.identity import DeviceId, Role, Serial
 from fleet.layout import Credential, RunFile, decode_credential, decode_run_file
 
@@ -36,6 +36,4 @@ def test_nothing_printable_drives_a_terminal(text: str) -> None:
 
 def test_report_is_two_lines() -> None:
     """An error does not say what to do next."""
-    assert (
-        report(PartlyDone("2 of 3 failed\x1b[2J", hint="try again")) == "error: 2 of 3 failed\\x1b[2J\nhint: try again"
-    )
+    assert report(TimedOut("2 of 3 failed\x1b[2J", hint="try again")) == "error: 2 of 3 failed\\x1b[2J\nhint: try again"
