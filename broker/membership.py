@@ -1,10 +1,10 @@
 """The directory as it is followed: each line is applied, told to the engine, and put on disk, in this order.
 
-A cut session does not wait for the disk; its line is there a few milliseconds later, and then outlives a restart with the
-service away too.
+A cut session does not wait for the disk; its line is there a few milliseconds later, and then outlives a restart with
+the service away too.
 
-BUG: a broker that is killed within those milliseconds, and started again with the service away, lets the revoked device in
-until the service is back.
+BUG: a broker that is killed within those milliseconds, and started again with the service away, lets the revoked
+device in: the kept directory does not yet say otherwise.
 """
 
 from __future__ import annotations
