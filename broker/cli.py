@@ -180,8 +180,8 @@ class _Broker:
             print("broker: waiting for the enrollment service: who may connect is not known yet", file=sys.stderr)
             await self.membership.wait_for_snapshot()
         rules = Rules(self._settings.policy, self.membership.directory, self.feed.look_up, self.membership.is_fresh)
-        self.address = await self.engine.start(Listener(address), self.trust, rules, _tell)
         self.membership.on_change = self.engine.apply
+        self.address = await self.engine.start(Listener(address), self.trust, rules, _tell)
         await self._prove()
 
     async def _prove(self) -> None:

@@ -1,10 +1,8 @@
-"""The directory as it is followed: each line is applied, told to the engine, and put on disk, in this order.
+"""The directory as it is followed: each change is applied, put on disk, then told to the engine, in this order.
 
-A cut session does not wait for the disk; its line is there a few milliseconds later, and then outlives a restart with
-the service away too.
-
-BUG: a broker that is killed within those milliseconds, and started again with the service away, lets the revoked
-device in: the kept directory does not yet say otherwise.
+Nobody new gets in by an old line from the moment it is applied. A live session is cut when that is on disk, so whoever
+was seen to be cut stays out, after a kill -9 with the service away too. A disk that is full or hangs delays the cut by
+half a second at most: then the cut comes first, and that it is not kept is said.
 """
 
 from __future__ import annotations
@@ -17,15 +15,17 @@ from typing import Final
 from broker.directory import Change, Directory, Journal
 from fleet import directory
 from fleet.directory import Entry, FeedLine
+from fleet.identity import DeviceId
 from fleet.logs import event
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 5.0
+_CUT_WITHIN_SECONDS: Final = 0.5  # half of what a revocation may take (DESIGN section 10)
 _STALE_SECONDS: Final = 900.0  # long enough to restart a service, too short to use a stolen operator in peace
 
 
 class Membership:
-    """Owns a `Directory`; `on_change` hears of each change at once."""
+    """Owns a `Directory`; `on_change` hears of what changed, several changes of one principal as one."""
 
     def __init__(self, known: Directory, journal: Journal, monotonic: Callable[[], float]) -> None:
         self.directory = known
@@ -33,6 +33,7 @@ class Membership:
         self._journal = journal
         self._monotonic = monotonic
         self._heard_at = monotonic()
+        self._untold: dict[DeviceId, Entry | None] = {}  # as it was when the engine last heard
         self._unsaved: list[Entry] = []
         self._is_rewrite_needed = False
         self._saving = asyncio.Lock()
@@ -52,21 +53,21 @@ class Membership:
     def take(self, line: FeedLine) -> None:
         """A line of the stream."""
         self._heard_at = self._monotonic()
-        self._tell(self.directory.apply(line))
+        self._note(self.directory.apply(line))
         if self.directory.position is not None:
             self._has_snapshot.set()
 
     def take_found(self, entry: Entry) -> None:
         """An entry that was asked for by serial."""
-        self._tell(self.directory.apply_found(entry))
+        self._note(self.directory.apply_found(entry))
 
     def stream_ended(self) -> None:
         """What was half sent is forgotten."""
         self.directory.forget_partial_snapshot()
 
-    def _tell(self, changes: Iterable[Change]) -> None:
+    def _note(self, changes: Iterable[Change]) -> None:
         for change in changes:
-            self.on_change(change)
+            self._untold.setdefault(change.principal.id, change.before)
             if change.after is None:
                 self._is_rewrite_needed = True
             else:
@@ -74,16 +75,29 @@ class Membership:
             self._work.set()
 
     async def keep(self) -> None:
-        """Put changes on disk as they come, those of one moment together; for ever, as a task."""
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            try:
-                await self.save()
-            except OSError as error:
-                _log.error(event("directory.not_kept", reason=error.strerror))
-                await asyncio.sleep(_RETRY_SECONDS)
-                self._work.set()
+        """Put changes on disk as they come, those of one moment together, and tell them; for ever, as a task."""
+        async with asyncio.TaskGroup() as saves:
+            while True:
+                await self._work.wait()
+                self._work.clear()
+                untold, self._untold = self._untold, {}
+                await asyncio.wait([saves.create_task(self._save_or_say())], timeout=_CUT_WITHIN_SECONDS)
+                self._tell(untold)
+
+    async def _save_or_say(self) -> None:
+        try:
+            await self.save()
+        except OSError as error:
+            _log.error(event("directory.not_kept", reason=error.strerror))
+            asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._work.set)
+
+    def _tell(self, untold: dict[DeviceId, Entry | None]) -> None:
+        for id_, before in untold.items():
+            after = self.directory.entry(id_)
+            if id_ in self._untold:
+                self._untold[id_] = before  # it changed again meanwhile: told when that is on disk too
+            elif before != after:
+                self.on_change(Change(before, after))
 
     async def save(self) -> None:
         """Put on disk what is not there yet; after a failure, everything. Raises: OSError."""

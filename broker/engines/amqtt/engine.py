@@ -89,9 +89,9 @@ class AmqttEngine:
         self._door.trust = trust
 
     def apply(self, change: Change) -> None:
-        """See `Engine.apply`."""
-        assert self._hub is not None
-        self._hub.apply(change)
+        """See `Engine.apply`: before `start` there is nobody to cut."""
+        if self._hub is not None:
+            self._hub.apply(change)
 
     async def disconnect(self, target: Principal | Serial, reason: Reason) -> int:
         """See `Engine.disconnect`."""

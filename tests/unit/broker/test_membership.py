@@ -1,8 +1,10 @@
-"""A line of the feed is applied, told, and kept, in this order, and survives a full disk."""
+"""A change is applied, kept, then told; a disk that is full or hangs does not keep a revoked device in."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from broker.directory import Change, Directory, Journal, load
 from broker.membership import Membership
 from fleet.directory import Current, Entry, SnapshotStart
 from fleet.identity import DeviceId, Principal, Role, Serial, State
+from tests.deadlines import within
 
 PUMP = DeviceId("pump-07")
 SERIAL = Serial("aa")
@@ -32,16 +35,74 @@ def taken(path: Path) -> Membership:
     return found
 
 
-def test_a_change_is_told_before_it_is_on_disk(tmp_path: Path) -> None:
-    """A session would wait for the disk to be cut."""
+Told = tuple[Change, bool]
+"""What was told, and whether the file admitted the device at that moment."""
+
+
+def told_first(path: Path, *entries: Entry, when_told: Callable[[], None] = lambda: None) -> Told:
+    """What a broker that has restarted tells first of these lines. `path` is its file, and may be broken by now."""
+    membership = Membership(known(), Journal(path), lambda: 0.0)
+
+    async def follow() -> Told:
+        heard: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+        membership.on_change = lambda change: heard.set_result((change, is_admitted_in(path)))
+        keeping = asyncio.create_task(membership.keep())
+        for line in entries:
+            membership.take(line)
+        async with asyncio.timeout(within(10)):
+            found = await heard
+        when_told()
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        return found
+
+    return asyncio.run(follow())
+
+
+def known() -> Directory:
+    found = Directory()
+    for line in SNAPSHOT:
+        found.apply(line)
+    return found
+
+
+def is_admitted_in(path: Path) -> bool:
+    return path.is_file() and load(path).admits(PUMP, SERIAL)
+
+
+def test_a_revocation_is_told_when_it_is_on_disk(tmp_path: Path) -> None:
+    """A device that was seen to be cut would be let in by a broker that was killed at that moment."""
     path = tmp_path / "directory.ndjson"
-    membership, told = taken(path), list[Change]()
-    membership.on_change = told.append
-    membership.take(entry(2, State.REVOKED))
-    assert [frozenset({SERIAL})] == [change.ends() for change in told]
-    assert load(path).admits(PUMP, SERIAL)
-    asyncio.run(membership.save())
-    assert not load(path).admits(PUMP, SERIAL)
+    taken(path)
+    change, was_admitted_on_disk = told_first(path, entry(2, State.REVOKED))
+    assert frozenset({SERIAL}) == change.ends()
+    assert not was_admitted_on_disk
+
+
+def test_changes_of_one_principal_are_told_as_one(tmp_path: Path) -> None:
+    """A session of a device that was suspended and resumed meanwhile would be cut by the line that is old."""
+    change, _ = told_first(tmp_path / "directory.ndjson", entry(2, State.SUSPENDED), entry(3))
+    assert (frozenset(), entry(3)) == (change.ends(), change.after)
+
+
+def test_a_full_disk_does_not_keep_a_revoked_device_in(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A thief would only have to fill the disk."""
+    change, _ = told_first(tmp_path / "not-there" / "directory.ndjson", entry(2, State.REVOKED))
+    assert frozenset({SERIAL}) == change.ends()
+    assert "directory.not_kept" in caplog.text
+
+
+def test_a_disk_that_hangs_does_not_keep_a_revoked_device_in(tmp_path: Path) -> None:
+    """An SD card that stalls for ten seconds would leave a thief as many."""
+    path = tmp_path / "directory.ndjson"
+    pipe = path.with_suffix(".partial")
+    os.mkfifo(pipe)  # to open it for writing waits for a reader
+    readers: list[int] = []
+    change, _ = told_first(
+        path, entry(2, State.REVOKED), when_told=lambda: readers.append(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
+    )
+    assert frozenset({SERIAL}) == change.ends()
+    os.close(readers.pop())
 
 
 def test_changes_of_one_moment_are_kept_together(tmp_path: Path) -> None:
