@@ -1,5 +1,6 @@
 """The lock files: what everyone installs, file by file."""
 
+import json
 import re
 from pathlib import Path
 
@@ -32,6 +33,21 @@ def test_a_device_gets_the_versions_that_are_tested() -> None:
         for name in ("dev.txt", "agent.txt")
     )
     assert installed <= tested
+
+
+def test_what_npm_installs_is_hashed_and_of_no_registry() -> None:
+    """The MQTT.js that tests talk to could be another, or would come from one registry only."""
+    path = DIRECTORY.parent / "tests" / "interop" / "package-lock.json"
+    asked = json.loads(path.with_name("package.json").read_text(encoding="utf-8"))["dependencies"]
+    text = path.read_text(encoding="utf-8")
+    packages = json.loads(text)["packages"]
+    assert "://" not in text
+    assert (
+        asked
+        == packages.pop("")["dependencies"]
+        == {name: packages[f"node_modules/{name}"]["version"] for name in asked}
+    )
+    assert [] == [name for name, package in packages.items() if not package["integrity"].startswith("sha512-")]
 
 
 def requirements(path: Path) -> list[str]:
