@@ -22,7 +22,7 @@ from enroll.csr_attributes import csr_attributes
 from enroll.issuer import IssuerEnding
 from enroll.rate_limit import RateLimit, network_of
 from enroll.registry import Registry, RegistryUnavailable, feed
-from enroll.service import Enrolment, Issued, NotAllowed, Peer, admit
+from enroll.service import Asker, Enrolment, Issued, NotAllowed, Peer, admit
 from enroll.tokens import TokenRefused
 from fleet import directory, est
 from fleet.errors import Denied, FleetError, InvalidInput, NotFound, printable
@@ -199,7 +199,8 @@ class EstApp:
         token = parse_token(_password(request))
         self._check_refusals(self._by_token, token.id)
         try:
-            issued = self.enrolment.enrol(token, lambda: _csr_in(request), self.clock())
+            asker = Asker(request.address)
+            issued = self.enrolment.enrol(token, lambda: _csr_in(request), self.clock(), asker)
         except TokenRefused:
             self._by_token.count(token.id, self.monotonic())
             raise

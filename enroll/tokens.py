@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Final
 
-from enroll.registry.records import TokenRecord
+from enroll.registry.records import Approval, TokenRecord
 from fleet import pki
 from fleet.errors import Denied, InvalidInput
 from fleet.identity import DeviceId, Role
@@ -31,7 +32,10 @@ class TokenRefused(Denied):
 
 @dataclass(frozen=True, slots=True)
 class TokenOrder:
-    """What an admin asks for: a token for the id `device`, or for every id that `pattern` matches (`*` is any run)."""
+    """What an admin asks for: a token for the id `device`, or for every id that `pattern` matches (`*` is any run).
+
+    `sources` are the networks (or addresses) that it is taken from, as the service sees them; none means any.
+    """
 
     device: DeviceId | None = None
     pattern: str | None = None
@@ -41,6 +45,8 @@ class TokenOrder:
     uses: int = 1
     ttl: timedelta | None = None  # None: as long as the role may have
     replace: bool = False
+    sources: tuple[str, ...] = ()
+    approval: Approval = Approval.AUTO
 
 
 def mint(order: TokenOrder, *, now: datetime, token_bytes: Callable[[int], bytes]) -> tuple[Token, TokenRecord]:
@@ -60,6 +66,8 @@ def mint(order: TokenOrder, *, now: datetime, token_bytes: Callable[[int], bytes
         uses_left=order.uses,
         created_at=now,
         expires_at=now + (order.ttl or _longest_default(order.role)),
+        sources=tuple(str(_network(source)) for source in order.sources),
+        approval=order.approval,
     )
 
 
@@ -80,7 +88,16 @@ def check_order(order: TokenOrder) -> None:
     for group in order.groups:
         if not _GROUP.fullmatch(group):
             raise InvalidInput(f"{group!r} is not a group's name", hint="use a-z, 0-9, _ and -")
+    for source in order.sources:
+        _network(source)
     _check_ttl(order)
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise InvalidInput(f"{text[:60]!r} is not a network", hint="write 10.1.0.0/16 or 2001:db8::/32") from error
 
 
 def _check_ttl(order: TokenOrder) -> None:
@@ -120,3 +137,16 @@ def allows(record: TokenRecord, device: DeviceId) -> bool:
     if record.device is not None:
         return record.device == device
     return record.pattern is not None and fnmatchcase(device, record.pattern)
+
+
+def allows_from(record: TokenRecord, address: str) -> bool:
+    """Whether the token is taken from that address, as the listener saw it."""
+    if not record.sources:
+        return True
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped  # what a socket for both families says of an IPv4 peer
+    return any(found in ipaddress.ip_network(source) for source in record.sources)

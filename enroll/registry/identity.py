@@ -94,7 +94,7 @@ def add_principal(transaction: Connection, record: PrincipalRecord) -> None:
         role=record.principal.role.value,
         state=record.state.value,
         epoch=record.epoch,
-        groups=encode_groups(record.groups),
+        groups=encode_names(record.groups),
         created_at=record.created_at,
     )
 
@@ -106,7 +106,7 @@ def update_principal(transaction: Connection, record: PrincipalRecord) -> None:
         of=record.id,
         state=record.state.value,
         epoch=record.epoch,
-        groups=encode_groups(record.groups),
+        groups=encode_names(record.groups),
     )
 
 
@@ -185,20 +185,20 @@ def set_certificate_states(transaction: Connection, serials: Iterable[Serial], s
         _SET_STATE.run(transaction, of=serial, state=state.value)
 
 
-def encode_groups(groups: Sequence[str]) -> str:
-    """Group names as the tables keep them."""
+def encode_names(groups: Sequence[str]) -> str:
+    """A list of names as the tables keep it."""
     return json.dumps(list(groups))
 
 
-def decode_groups(text: str) -> tuple[str, ...]:
-    """The inverse of `encode_groups`."""
+def decode_names(text: str) -> tuple[str, ...]:
+    """The inverse of `encode_names`."""
     return tuple(json.loads(text))
 
 
 def _principal(row: Row) -> PrincipalRecord:
     name, role, state, epoch, groups, created_at = row
     return PrincipalRecord(
-        Principal(Role(role), DeviceId(name)), State(state), epoch, decode_groups(groups), created_at
+        Principal(Role(role), DeviceId(name)), State(state), epoch, decode_names(groups), created_at
     )
 
 

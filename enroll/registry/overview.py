@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Select, func, select
 
-from enroll.registry.identity import CERTIFICATE_COLUMNS, certificate_of, decode_groups
+from enroll.registry.identity import CERTIFICATE_COLUMNS, certificate_of, decode_names
 from enroll.registry.records import LIVE, CertificateRecord, CertificateState, PresenceRecord, PrincipalRecord
 from enroll.registry.schema import certificates, commands, presence, principals
 from fleet.identity import DeviceId, Principal, Role, State
@@ -68,7 +68,7 @@ def _summaries(transaction: Connection, query: Select[*tuple[Any, ...]]) -> Iter
     for row in transaction.execute(query):
         name, role, state, epoch, groups, created_at, online, reason, agent, changed_at, last_seen, not_after = row
         record = PrincipalRecord(
-            Principal(Role(role), DeviceId(name)), State(state), epoch, decode_groups(groups), created_at
+            Principal(Role(role), DeviceId(name)), State(state), epoch, decode_names(groups), created_at
         )
         heard = None if online is None else PresenceRecord(online, reason, agent, changed_at, last_seen)
         yield Summary(record, heard, not_after)

@@ -70,9 +70,19 @@ class CertificateRecord:
     der: bytes = field(repr=False)
 
 
+class Approval(StrEnum):
+    """Who says yes to a request that comes with a token: the token itself, or an admin who looks at it."""
+
+    AUTO = "auto"
+    MANUAL = "manual"
+
+
 @dataclass(frozen=True, slots=True)
 class TokenRecord:
-    """An enrolment token: for the one id `device`, or for every id that matches `pattern`."""
+    """An enrolment token: for the one id `device`, or for every id that matches `pattern`.
+
+    `sources` are networks in CIDR notation from which it is taken; none means any.
+    """
 
     id: str
     digest: bytes = field(repr=False)
@@ -87,6 +97,8 @@ class TokenRecord:
     created_at: datetime
     expires_at: datetime
     revoked_at: datetime | None = None
+    sources: tuple[str, ...] = ()
+    approval: Approval = Approval.AUTO
 
 
 @dataclass(frozen=True, slots=True)

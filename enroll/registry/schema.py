@@ -126,6 +126,8 @@ tokens: Final = Table(
     Column("created_at", Instant, nullable=False),
     Column("expires_at", Instant, nullable=False),
     Column("revoked_at", Instant, nullable=True),
+    Column("sources", Text, nullable=False, server_default="[]"),  # a JSON list of networks
+    Column("approval", String(8), nullable=False, server_default="auto"),
     CheckConstraint("uses_left >= 0 AND uses_left <= uses", name="uses"),
     CheckConstraint("(device IS NULL) != (pattern IS NULL)", name="names"),
     sqlite_with_rowid=False,

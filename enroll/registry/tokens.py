@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, Final
 
-from sqlalchemy import Connection, and_, bindparam, func, select, update
+from sqlalchemy import Connection, Integer, and_, bindparam, func, select, update
 
-from enroll.registry.identity import decode_groups, encode_groups
-from enroll.registry.records import TokenRecord
-from enroll.registry.schema import certificates, keys, requests, tokens
+from enroll.registry.identity import decode_names, encode_names
+from enroll.registry.records import Approval, TokenRecord
+from enroll.registry.schema import certificates, keys, principals, requests, tokens
 from enroll.registry.statement import Row, Statement, insert_into
-from fleet.identity import DeviceId, Role, Serial
+from fleet.identity import DeviceId, Role, Serial, State
 
 _COLUMNS = (
     *("id", "digest", "device", "pattern", "role", "groups", "profile", "replace", "uses", "uses_left"),
-    *("created_at", "expires_at", "revoked_at"),
+    *("created_at", "expires_at", "revoked_at", "sources", "approval"),
 )
 _TOKEN = select(*(tokens.c[name] for name in _COLUMNS))
 _TOKEN_BY_ID = Statement(_TOKEN.where(tokens.c.id == bindparam("of")))
@@ -41,6 +42,20 @@ _REVOKE_REPLACING = Statement(
     .where(tokens.c.device == bindparam("of"), tokens.c.replace, tokens.c.revoked_at.is_(None))
     .values(revoked_at=bindparam("now"))
 )
+_ENROLLED: Final = (
+    select(certificates.c.principal)
+    .select_from(requests)
+    .join(certificates, certificates.c.number == requests.c.certificate)
+    .join(principals, principals.c.id == certificates.c.principal)
+    .where(
+        requests.c.token == bindparam("of"),
+        principals.c.epoch == certificates.c.epoch,
+        principals.c.state != State.REVOKED.value,
+    )
+    .order_by(certificates.c.principal)
+)
+"""Whom a token let in, but for those that were given a new identity since, and those that are out for good."""
+_ENROLLED_BY = Statement(_ENROLLED.limit(bindparam("limit", type_=Integer)))
 _RECORD_REDEMPTION = insert_into(requests, "token", "key", "certificate", "created_at")
 _REDEMPTIONS = Statement(select(requests.c.token, func.count()).group_by(requests.c.token))
 _USE_OF_KEY = Statement(
@@ -61,7 +76,7 @@ def add_token(transaction: Connection, record: TokenRecord) -> None:
         device=record.device,
         pattern=record.pattern,
         role=record.role.value,
-        groups=encode_groups(record.groups),
+        groups=encode_names(record.groups),
         profile=record.profile,
         replace=record.replace,
         uses=record.uses,
@@ -69,6 +84,8 @@ def add_token(transaction: Connection, record: TokenRecord) -> None:
         created_at=record.created_at,
         expires_at=record.expires_at,
         revoked_at=record.revoked_at,
+        sources=encode_names(record.sources),
+        approval=record.approval.value,
     )
 
 
@@ -103,6 +120,11 @@ def record_redemption(transaction: Connection, token: str, key: bytes, certifica
     _RECORD_REDEMPTION.run(transaction, token=token, key=key, certificate=certificate, created_at=now)
 
 
+def enrolled_by(transaction: Connection, id: str, limit: int) -> list[DeviceId]:
+    """Up to `limit` principals, by id, that hold the identity which the token gave them and are not revoked."""
+    return [DeviceId(name) for (name,) in _ENROLLED_BY.all(transaction, of=id, limit=limit)]
+
+
 def redemptions(transaction: Connection) -> dict[str, int]:
     """How often each token was redeemed, by its id; tokens that never were are left out."""
     return {token: int(count) for token, count in _REDEMPTIONS.all(transaction)}
@@ -125,19 +147,13 @@ def use_of_key(transaction: Connection, token: str, key: bytes) -> KeyUse:
 
 
 def _token(row: Row) -> TokenRecord:
-    name, digest, device, pattern, role, groups, profile, replace, uses, uses_left, created, expires, revoked = row
-    return TokenRecord(
-        name,
-        digest,
-        None if device is None else DeviceId(device),
-        pattern,
-        Role(role),
-        decode_groups(groups),
-        profile,
-        replace,
-        uses,
-        uses_left,
-        created,
-        expires,
-        revoked,
-    )
+    fields = dict(zip(_COLUMNS, row, strict=True))
+    device = fields.pop("device")
+    decoded: dict[str, Any] = {
+        "device": None if device is None else DeviceId(device),
+        "role": Role(fields.pop("role")),
+        "groups": decode_names(fields.pop("groups")),
+        "sources": decode_names(fields.pop("sources")),
+        "approval": Approval(fields.pop("approval")),
+    }
+    return TokenRecord(**fields, **decoded)

@@ -41,6 +41,16 @@ class Issued:
 
 
 @dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks, as far as the connection tells: the peer's address."""
+
+    address: str = ""
+
+
+_NOBODY_KNOWN: Final = Asker()
+
+
+@dataclass(frozen=True, slots=True)
 class _Certifiable:
     """A request, and the digest of its key, which is looked up and stored."""
 
@@ -57,7 +67,9 @@ class Enrolment:
     domain: TrustDomain
     token_bytes: Callable[[int], bytes]
 
-    def enrol(self, token: Token, read_csr: Callable[[], Csr], now: datetime) -> Issued:
+    def enrol(
+        self, token: Token, read_csr: Callable[[], Csr], now: datetime, asker: Asker = _NOBODY_KNOWN
+    ) -> Issued:
         """The first certificate of an epoch: token, certificate, outbox and audit, all or nothing.
 
         `read_csr` parses what the stranger sent, and is called once the token has proved to be one of ours. The same
@@ -76,6 +88,8 @@ class Enrolment:
             if use.redeemed is not None:
                 return _repeat(transaction, use.redeemed, csr.device)
             tokens.check_unspent(record, now)
+            if not tokens.allows_from(record, asker.address):
+                raise NotAllowed(f"the token is not taken from {asker.address}", hint=f"it is for {_networks(record)}")
             principal = _entitled(transaction, record, csr.device, now)
             if use.is_known:
                 raise NotAllowed("this key was certified before", hint=_NEW_KEY)
@@ -151,6 +165,10 @@ class Enrolment:
             CertificateState.CONFIRMED if parent is None else CertificateState.PENDING,
         )
         return certify(transaction, self.issuer, order, now=now, token_bytes=self.token_bytes)
+
+
+def _networks(token: TokenRecord) -> str:
+    return " and ".join(token.sources)
 
 
 def _repeat(transaction: Transaction, serial: Serial, device: DeviceId) -> Issued:
