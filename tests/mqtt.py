@@ -42,13 +42,17 @@ def connect(
     keep_alive: int = 60,
     will: tuple[str, bytes, int, bool] | None = None,
     level: int = 4,
+    user: str | None = None,
 ) -> bytes:
-    """CONNECT; `will` is topic, payload, QoS, retain."""
+    """CONNECT; `will` is topic, payload, QoS, retain; `user` claims a user name."""
     flags, payload = (0x02 if clean else 0), field(client_id)
     if will is not None:
         topic, message, qos, retain = will
         flags |= 0x04 | qos << 3 | (0x20 if retain else 0)
         payload += field(topic) + field(message)
+    if user is not None:
+        flags |= 0x80
+        payload += field(user)
     return packet(0x10, field("MQTT"), bytes((level, flags)), number(keep_alive), payload)
 
 

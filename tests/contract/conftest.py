@@ -9,7 +9,9 @@ import pytest
 from broker.engine import Clock, Engine, Limits
 from fleet.identity import Role
 from tests.certificates import Identity, TestFleet
+from tests.contract.attacks import Target, limits_of
 from tests.contract.engines import ENGINES, RunningEngine
+from tests.contract.shipped import ShippedBroker
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +52,18 @@ def limited(make_engine: Callable[[Clock], Engine], fleet: TestFleet) -> Iterato
     yield start
     for running in started:
         running.__exit__(None, None, None)
+
+
+@pytest.fixture(params=[*ENGINES, "as-shipped"])
+def target(request: pytest.FixtureRequest, fleet: TestFleet) -> Iterator[Target]:
+    """What an attack is run against: each engine of ours, and amqtt as it ships."""
+    limits = limits_of(request.function)
+    if request.param == "as-shipped":
+        with ShippedBroker(fleet, limits) as shipped:
+            yield shipped
+    else:
+        with RunningEngine(ENGINES[request.param], fleet, limits) as running:
+            yield running
 
 
 @pytest.fixture

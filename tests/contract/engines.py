@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from broker.engines.amqtt.engine import AmqttEngine
 from broker.trust import Trust, load_trust
 from fleet.config import Address
 from fleet.directory import Entry
-from fleet.identity import Serial, Server, State
+from fleet.identity import Role, Serial, Server, State
 from fleet.policy import DEFAULT_POLICY, Policy
 from tests import mqtt
 from tests.certificates import Identity, TestFleet, client_context
@@ -48,6 +49,8 @@ class Service:
 
 class RunningEngine:
     """A context in which an engine accepts connections."""
+
+    is_as_shipped = False
 
     def __init__(
         self,
@@ -145,6 +148,10 @@ class RunningEngine:
         """A device that is listed as active."""
         return self.admit(self.fleet.client(id))
 
+    def admin(self) -> Identity:
+        """The operator `admin`, listed as active."""
+        return self.admit(self.fleet.client("admin", Role.OPERATOR))
+
     def set_state(self, identity: Identity, state: State) -> None:
         known = self.directory.entry(identity.id)
         assert known is not None
@@ -179,6 +186,15 @@ class RunningEngine:
 
     def clients(self) -> Iterable[Client]:
         return self.call(self.engine.clients)
+
+    def session_count(self) -> int:
+        """How many sessions the engine holds."""
+        return self.call(self.engine.stats).sessions
+
+    def cpu_seconds(self) -> float:
+        """What the engine's thread has computed so far."""
+        assert self._thread.ident is not None
+        return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
 
     # Peers
 
