@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, assert_never
 
 import typer
@@ -13,7 +15,9 @@ from enroll.cli.options import (
     Output,
     OutputOption,
     Verbs,
+    YesOption,
     admin_home,
+    confirm,
     now,
     open_registry,
     parse_duration,
@@ -21,14 +25,17 @@ from enroll.cli.options import (
     user,
 )
 from enroll.cli.output import Row, ahead, print_rows, say, time_or_none
+from enroll.cli.progress import progress
 from fleet.errors import FleetError, InvalidInput
 from fleet.identity import DeviceId, Role, Server
 from fleet.join import JoinCode, JoinFile, check_enroll_url
 from fleet.layout import AdminHome, decode_run_file
 
 if TYPE_CHECKING:
+    from enroll.registry import Registry
     from enroll.registry.records import TokenRecord
     from enroll.service import Invitation
+    from enroll.tokens import TokenOrder
 
 
 class Form(StrEnum):
@@ -38,21 +45,32 @@ class Form(StrEnum):
     JSON = "json"
     CODE = "code"
     FILE = "file"
+    QR = "qr"
 
 
 def create(
     device: Annotated[str | None, typer.Option(metavar="ID", help="For this one id.")] = None,
     match: Annotated[str | None, typer.Option(metavar="PATTERN", help="For every id like this: 'pump-*'.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="One for each row: id, and if you like groups and profile.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="With --csv: where the join files go.")] = None,
     role: Annotated[str, typer.Option(metavar="ROLE", help="device, operator, service or broker.")] = Role.DEVICE.value,
     group: Annotated[list[str] | None, typer.Option(metavar="G", help="A group to be in; may be repeated.")] = None,
+    profile: Annotated[str, typer.Option(metavar="NAME", help="client, or test: five minutes.")] = "client",
+    source: Annotated[
+        list[str] | None, typer.Option(metavar="NETWORK", help="Taken from there alone; may be repeated.")
+    ] = None,
     uses: Annotated[int, typer.Option(metavar="N", help="How many devices it lets in.")] = 1,
     ttl: Annotated[
         str | None, typer.Option(metavar="TIME", help="How long it lives.", show_default="24h; 1h for other roles")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Give an id that is taken to a new key.")] = False,
     output: Annotated[
-        Form, typer.Option("--output", "-o", metavar="text|json|code|file", help="What to print.", show_default="text")
+        Form,
+        typer.Option("--output", "-o", metavar="text|json|code|file|qr", help="What to print.", show_default="text"),
     ] = Form.TEXT,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --csv: check the file, make nothing.")] = False,
     home: HomeOption = None,
 ) -> None:
     """Make a token, and print the command that uses it. It is shown this once."""
@@ -64,15 +82,40 @@ def create(
         match,
         parse_role(role),
         tuple(group or ()),
+        profile,
         uses=uses,
         ttl=None if ttl is None else parse_duration(ttl),
         replace=replace,
+        sources=tuple(source or ()),
     )
     at = admin_home(home)
     url, pin = enroll_url(at), _root_pin(at)
+    if csv is not None or to is not None or dry_run:
+        _create_all(at, order, csv, to, output, url, pin, is_dry_run=dry_run)
+        return
     with open_registry(at) as registry:
         invitation = invite(registry, order, by=user(), now=now(), token_bytes=token_bytes)
     _print(output, invitation, JoinCode(url, pin, invitation.token))
+
+
+def _create_all(
+    home: AdminHome,
+    order: TokenOrder,
+    csv: Path | None,
+    to: Path | None,
+    output: Form,
+    url: str,
+    pin: bytes,
+    *,
+    is_dry_run: bool,
+) -> None:
+    from enroll.cli.token_bulk import Bulk, create_all
+
+    if csv is None or to is None or output not in (Form.TEXT, Form.JSON):
+        raise InvalidInput("many tokens need a list and a place", hint="--csv FILE --to DIR, -o text or json")
+    if order.device is not None or order.pattern is not None or order.role is not Role.DEVICE:
+        raise InvalidInput("--csv names the devices", hint="leave --device, --match and --role out")
+    create_all(home, Bulk(csv, to, order, url, pin), is_dry_run=is_dry_run, as_json=output is Form.JSON)
 
 
 def parse_role(text: str) -> Role:
@@ -122,6 +165,10 @@ def _print(form: Form, invitation: Invitation, code: JoinCode) -> None:
             print(code)
         case Form.FILE:
             print(JoinFile(code, record.device).encode(), end="")
+        case Form.QR:
+            from enroll.cli.qr import qr_text
+
+            print(qr_text(str(code), sys.stdout.encoding))
         case _:
             assert_never(form)
 
@@ -155,6 +202,7 @@ def list_(output: OutputOption = Output.TABLE, home: HomeOption = None) -> None:
                     record.id,
                     record.device or record.pattern or "",
                     record.role.value,
+                    " ".join(record.sources) or "any",
                     f"{record.uses_left}/{record.uses}",
                     ahead(record.expires_at, moment),
                     "revoked" if record.revoked_at else "",
@@ -162,7 +210,7 @@ def list_(output: OutputOption = Output.TABLE, home: HomeOption = None) -> None:
             )
             for record in tokens(registry)
         ]
-    print_rows(output, ("ID", "FOR", "ROLE", "USES", "EXPIRES", "STATE"), rows, nothing="there are no tokens")
+    print_rows(output, ("ID", "FOR", "ROLE", "FROM", "USES", "EXPIRES", "STATE"), rows, nothing="there are no tokens")
 
 
 def _fields(record: TokenRecord) -> dict[str, Any]:
@@ -172,6 +220,8 @@ def _fields(record: TokenRecord) -> dict[str, Any]:
         "match": record.pattern,
         "role": record.role.value,
         "groups": list(record.groups),
+        "profile": record.profile,
+        "sources": list(record.sources),
         "replace": record.replace,
         "uses": record.uses,
         "uses_left": record.uses_left,
@@ -183,14 +233,42 @@ def _fields(record: TokenRecord) -> dict[str, Any]:
 
 def revoke(
     id: Annotated[str, typer.Argument(metavar="TOKEN", help="Its id, as token list shows it.")],
+    devices: Annotated[bool, typer.Option("--devices", help="Revoke whomever it let in, too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --devices: list them, revoke nothing.")] = False,
+    yes: YesOption = False,
     home: HomeOption = None,
 ) -> None:
-    """End a token. Whoever it let in already stays."""
-    from enroll.service import revoke_token
+    """End a token. Whoever it let in already stays, unless you say --devices."""
+    from enroll.service import enrolled_by, revoke_token
 
     with open_registry(admin_home(home)) as registry:
+        found = enrolled_by(registry, id) if devices or dry_run else []
+        if dry_run:
+            print("\n".join(found), end="\n" if found else "")
+            return
+        if devices:
+            confirm(f"revoke {_counted(len(found), 'device')} for good?", yes=yes)
         record = revoke_token(registry, id, by=user(), now=now())
-    say(f"token {record.id} lets nobody in any more")
+        say(f"token {record.id} lets nobody in any more")
+        if devices:
+            _revoke_enrolled(registry, record.id, len(found))
+
+
+def _revoke_enrolled(registry: Registry, id: str, expected: int) -> None:
+    """Batch by batch: a fleet goes on while its stolen part is cut off."""
+    from enroll.service import revoke_some_enrolled
+
+    count = 0
+    with progress("revoked", expected) as advance:
+        while some := revoke_some_enrolled(registry, id, by=user(), now=now()):
+            print("\n".join(some))
+            count += len(some)
+            advance(len(some))
+    say(f"{_counted(count, 'device')} revoked")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 VERBS: Verbs = {"create": create, "list": list_, "revoke": revoke}

@@ -38,6 +38,8 @@ def entropy(count: int) -> bytes:
         TokenOrder(device=PUMP, groups=("a b",)),
         TokenOrder(device=PUMP, profile="server"),
         TokenOrder(device=PUMP, profile="root"),
+        TokenOrder(device=PUMP, sources=("10.1.2.3/16",)),
+        TokenOrder(device=PUMP, sources=("gateway.local",)),
     ],
 )
 def test_a_token_that_may_not_exist_is_not_minted(order: TokenOrder) -> None:
@@ -79,3 +81,25 @@ def test_a_pattern_matches_the_whole_id(pattern: str, device: str, matches: bool
     """A pattern lets in a name that only begins or ends like it."""
     _, record = tokens.mint(TokenOrder(pattern=pattern), now=NOW, token_bytes=entropy)
     assert matches == tokens.allows(record, DeviceId(device))
+
+
+@pytest.mark.parametrize(
+    ("sources", "address", "allowed"),
+    [
+        ((), "192.0.2.7", True),
+        ((), "", True),
+        (("192.0.2.0/24",), "192.0.2.7", True),
+        (("192.0.2.0/24",), "::ffff:192.0.2.7", True),
+        (("192.0.2.0/24",), "192.0.3.7", False),
+        (("192.0.2.0/24", "2001:db8::/32"), "2001:db8:1::9", True),
+        (("192.0.2.7",), "192.0.2.7", True),
+        (("192.0.2.7",), "192.0.2.70", False),
+        (("2001:db8::/32",), "192.0.2.7", False),
+        (("192.0.2.0/24",), "", False),
+        (("0.0.0.0/0",), "::1", False),
+    ],
+)
+def test_a_token_is_taken_from_its_networks_alone(sources: tuple[str, ...], address: str, allowed: bool) -> None:
+    """A token that was read off a site's wall works from anywhere."""
+    _, record = tokens.mint(TokenOrder(device=PUMP, sources=sources), now=NOW, token_bytes=entropy)
+    assert allowed == tokens.allows_from(record, address)
