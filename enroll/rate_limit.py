@@ -34,6 +34,29 @@ class RateLimit:
             self._windows.popitem(last=False)
 
 
+ALL_OF_THE_FIRST: Final = 8
+FORGET_SECONDS: Final = 3600.0
+
+
+@dataclass(slots=True)
+class Sparsely:
+    """What to log of what strangers can repeat at will: the first few, then the 16th, 32nd, 64th of the same key.
+
+    A key that was quiet for an hour begins anew. In bounded memory; times are monotonic, in seconds.
+    """
+
+    _counts: OrderedDict[str, tuple[float, int]] = field(default_factory=OrderedDict)
+
+    def count(self, key: str, now: float) -> int:
+        """The number of this one if it is to be logged, else 0."""
+        last, count = self._counts.pop(key, (now, 0))
+        count = 1 if now - last >= FORGET_SECONDS else count + 1
+        self._counts[key] = (now, count)
+        if len(self._counts) > MAX_KEYS:
+            self._counts.popitem(last=False)
+        return count if count <= ALL_OF_THE_FIRST or count & (count - 1) == 0 else 0
+
+
 def network_of(address: str) -> str:
     """What counts as one address: all of it in IPv4, the /64 that one customer has in IPv6."""
     try:

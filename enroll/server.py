@@ -1,30 +1,31 @@
 """The TLS listener of the enrollment service: bytes of HTTP to `EstRequest`, `EstResponse` to bytes.
 
-Every connection has a slot from before its handshake to its end, and a deadline for each step: handshake, the head of a
-request, its body, each write. What may block runs in one worker thread, so the loop stays free for handshakes.
+Every connection has a slot from before its handshake to its end (`slots`), and a deadline for each step (`connection`).
+What may block runs in one worker thread, so the loop stays free for handshakes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from dataclasses import replace
+from typing import Any, Final, TypeVar, cast
 
 from aiohttp import web
-from aiohttp.http import HttpProcessingError
-from aiohttp.web_protocol import RequestHandler
 
+from enroll.connection import Connection, Limits
 from enroll.directory import DirectoryFeed, position_of
 from enroll.est_app import EstApp, refusal, too_large
+from enroll.rate_limit import Sparsely, network_of
 from enroll.registry import RegistryUnavailable
+from enroll.slots import Slot, Slots
 from fleet import directory, est
 from fleet.config import Address
 from fleet.errors import FleetError, InvalidInput
@@ -34,56 +35,12 @@ from fleet.logs import event
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one stranger, or all of them, may take up. Times are in seconds."""
-
-    connections: int = 1000
-    waiting_requests: int = 256
-    handshake: float = 10.0
-    head: float = 10.0  # of the first and of every later request, so also how long a kept-alive connection idles
-    body: float = 10.0
-    write: float = 30.0
-    shutdown: float = 10.0
-
-
 _BACKLOG: Final = 512
-_LINGER_SECONDS: Final = 2.0  # what was on its way to a refusal is read, so that the client gets to see the refusal
+_PAUSE_SECONDS: Final = 0.1
 _Response = TypeVar("_Response", bound=web.StreamResponse)
 _BATCH: Final = 16
 _Asked = tuple[EstRequest, asyncio.Future[EstResponse]]
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class _Connection(RequestHandler):
-    """One connection; gives back its slot when it ends."""
-
-    __slots__ = ("_release",)
-
-    def __init__(
-        self, server: web.Server, loop: asyncio.AbstractEventLoop, limits: Limits, release: Callable[[], None]
-    ):
-        super().__init__(
-            server,
-            loop=loop,
-            keepalive_timeout=limits.head,  # runs from the end of the handshake too
-            lingering_time=_LINGER_SECONDS,
-            access_log=None,  # type: ignore[arg-type] # how aiohttp is told to have none
-            auto_decompress=False,  # nothing here is sent compressed, and a bomb stays small
-        )
-        self._release = release
-
-    def log_exception(self, *args: Any, **kw: Any) -> None:
-        """What is no HTTP is the peer's mistake and one line; anything else is ours, and keeps its traceback."""
-        error = kw.get("exc_info")
-        if isinstance(error, HttpProcessingError):
-            _log.info(event("request.malformed", address=args[-1], reason=error.message[:200]))
-        else:
-            super().log_exception(*args, **kw)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        super().connection_lost(exc)
-        self._release()
 
 
 class EnrollServer:
@@ -94,7 +51,9 @@ class EnrollServer:
         self._feed = feed
         self._context = context
         self._limits = limits
-        self._slots = asyncio.Semaphore(limits.connections)
+        self._slots = Slots(limits.connections, limits.grace)
+        self._freed = asyncio.Event()
+        self._told = Sparsely()
         self._worker = ThreadPoolExecutor(1, "enroll")
         self._asked: deque[_Asked] = deque()
         self._is_working = False
@@ -133,45 +92,98 @@ class EnrollServer:
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._slots.acquire()
             try:
                 connection, peer = await loop.sock_accept(listener)
             except OSError as error:  # out of descriptors, or the peer was gone at once
-                self._slots.release()
-                _log.warning(event("connection.not_accepted", reason=error.strerror))
-                await asyncio.sleep(0.1)
+                await self._not_accepted(error)
                 continue
+            try:
+                await self._make_room(network_of(peer[0]))
             except asyncio.CancelledError:
-                self._slots.release()
+                connection.close()
                 raise
-            handshake = loop.create_task(self._shake_hands(connection, peer[0]))
-            self._handshakes.add(handshake)
-            handshake.add_done_callback(self._handshakes.discard)
+            self._begin(connection, peer[0])
 
-    async def _shake_hands(self, connection: socket.socket, address: str) -> None:
+    async def _not_accepted(self, error: OSError) -> None:
+        if count := self._told.count("connection.not_accepted", _now()):
+            _log.warning(event("connection.not_accepted", reason=error.strerror, count=count))
+        if error.errno in (errno.EMFILE, errno.ENFILE) and (slot := self._slots.oldest_of_most(_now())):
+            self._evict(slot)
+        await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _make_room(self, network: str) -> None:
+        """Returns when one more connection from `network` may be opened."""
+        while True:
+            if slot := self._slots.in_the_way(network, _now()):
+                self._evict(slot)
+            elif not self._slots.is_full:
+                return
+            else:  # nobody may be ended now; somebody will soon
+                self._freed.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._freed.wait(), _PAUSE_SECONDS)
+
+    def _evict(self, slot: Slot) -> None:
+        if count := self._told.count("connection.evicted", _now()):
+            holder = slot.holder if isinstance(slot.holder, str) else "certificate"
+            _log.warning(event("connection.evicted", holder=holder, count=count))
+        self._slots.close(slot)
+        slot.end()
+
+    def recognised(self, slot: Slot, certificate: bytes) -> None:
+        """A connection's peer has a certificate: others of the same one may have to go."""
+        if (other := self._slots.over_share(certificate, _now())) is not None:
+            self._evict(other)
+        self._slots.recognise(slot, certificate)
+
+    def released(self, slot: Slot) -> None:
+        """A connection has ended."""
+        self._slots.close(slot)
+        self._freed.set()
+
+    def _begin(self, connection: socket.socket, address: str) -> None:
+        """Shake hands, beside all others."""
         loop = asyncio.get_running_loop()
+        slot = Slot(network_of(address), _now(), connection.close)
+        http = Connection(self._http, loop, self._limits, slot, self)
+        self._slots.open(slot)
+        handshake = loop.create_task(self._shake_hands(connection, address, http))
+
+        def end() -> None:
+            handshake.cancel()
+
+        def ended(_: asyncio.Task[None]) -> None:
+            self._handshakes.discard(handshake)
+            if not http.was_made:
+                self.released(slot)
+                connection.close()
+
+        slot.end = end
+        self._handshakes.add(handshake)
+        handshake.add_done_callback(ended)
+
+    async def _shake_hands(self, connection: socket.socket, address: str, http: Connection) -> None:
         try:
-            await loop.connect_accepted_socket(
-                lambda: _Connection(self._http, loop, self._limits, self._slots.release),
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: http,
                 connection,
                 ssl=self._context,
                 ssl_handshake_timeout=self._limits.handshake,
-                ssl_shutdown_timeout=self._limits.write,
+                ssl_shutdown_timeout=self._limits.goodbye,
             )
-        except (OSError, asyncio.CancelledError) as error:
-            self._slots.release()
-            connection.close()
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            _log.info(event("handshake.failed", address=address, reason=error))
+        except OSError as error:
+            if count := self._told.count(f"handshake.failed {network_of(address)}", _now()):
+                _log.info(event("handshake.failed", address=address, reason=error, count=count))
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request; once the service stops, the last one of its connection."""
+        """Answer one request; its connection's last one once the service stops, or if it asks for another protocol."""
         self._open_requests += 1
         self._is_idle.clear()
         try:
-            response = await self._answer(request)
-            return _closing(response) if self._is_stopping else response
+            with _connection(request).at_work():
+                response = await self._answer(request)
+            is_last = self._is_stopping or "Upgrade" in request.headers or request.method == "CONNECT"
+            return _closing(response) if is_last else response
         finally:
             self._open_requests -= 1
             if not self._open_requests:
@@ -184,10 +196,12 @@ class EnrollServer:
         if asked.method == "GET" and asked.path == directory.PATH and "serial" not in asked.query:
             return await self._stream(request, asked)
         try:
-            body = await self._body(request)
+            with _connection(request).reading():
+                body = await self._body(request)
         except FleetError as error:
             return _closing(_response(refusal(error)))
         except TimeoutError:
+            _connection(request).expect_no_more()
             return _closing(web.Response(status=408))
         return _response(await self._work(replace(asked, body=body)))
 
@@ -252,7 +266,7 @@ class EnrollServer:
         try:
             async with contextlib.aclosing(self._feed.follow(serial, position)) as chunks:
                 async for chunk in chunks:
-                    async with asyncio.timeout(self._limits.write):
+                    async with asyncio.timeout(self._limits.feed):
                         await response.write(chunk)
         except TimeoutError:
             _log.warning(event("feed.stuck", serial=serial))  # a broker that does not read begins anew
@@ -288,16 +302,23 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
         await task
 
 
+def _connection(request: web.BaseRequest) -> Connection:
+    """What the request came over."""
+    return cast("Connection", request.protocol)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
 def _request_of(request: web.BaseRequest) -> EstRequest:
-    transport = request.transport
-    tls = None if transport is None else transport.get_extra_info("ssl_object")
     return EstRequest(
         request.method,
         request.path,
         {name.lower(): value for name, value in request.headers.items()},
         b"",
         request.query if request.query_string else {},
-        None if tls is None else tls.getpeercert(binary_form=True),
+        _connection(request).certificate,
         request.remote or "",
     )
 

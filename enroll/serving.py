@@ -12,11 +12,12 @@ from datetime import datetime
 from enroll import authority
 from enroll.authority import TokenBytes
 from enroll.commits import Commits
+from enroll.connection import Limits
 from enroll.directory import DirectoryFeed
 from enroll.est_app import EstApp
 from enroll.home import check_private
 from enroll.registry import Registry
-from enroll.server import EnrollServer, Limits
+from enroll.server import EnrollServer
 from enroll.service import Enrolment
 from enroll.tls import server_context
 from fleet.config import Address, FleetConfig

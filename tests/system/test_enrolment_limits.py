@@ -17,15 +17,16 @@ import pytest
 import uvloop
 
 from enroll.commits import Commits
+from enroll.connection import Limits
 from enroll.home import read_config
 from enroll.registry import Registry
-from enroll.server import Limits
 from enroll.serving import Ports, serving
-from fleet import est
+from fleet import directory, est
 from fleet.config import Address
-from fleet.layout import AdminHome
+from fleet.layout import AdminHome, IdentityFiles
 from tests.deadlines import FACTOR, within
 from tests.fleets import new_home
+from tests.system.brokers import enrol
 
 PORTS = Ports(lambda: datetime.now(UTC), time.monotonic, secrets.token_bytes)
 SHORT = 0.3 * FACTOR
@@ -45,24 +46,43 @@ class Client:
     """Opens connections to the service and closes them at the end."""
 
     def __init__(self, address: Address, home: AdminHome) -> None:
-        self._address = address
+        self.address = address
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._tls.load_verify_locations(home.root.certificate)
         self._writers: list[asyncio.StreamWriter] = []
 
     async def plain(self) -> Streams:
         """A connection on which TLS was not begun."""
-        reader, writer = await asyncio.open_connection(self._address.host, self._address.port)
+        reader, writer = await asyncio.open_connection(self.address.host, self.address.port)
         self._writers.append(writer)
         return reader, writer
 
-    async def secure(self) -> Streams:
+    async def secure(self, source: str = "127.0.0.1", identity: IdentityFiles | None = None) -> Streams:
         """A connection that shook hands."""
+        if identity is not None:
+            self._tls.load_cert_chain(identity.certificate, identity.key)
         reader, writer = await asyncio.open_connection(
-            self._address.host, self._address.port, ssl=self._tls, server_hostname="localhost"
+            self.address.host, self.address.port, ssl=self._tls, server_hostname="localhost", local_addr=(source, 0)
         )
         self._writers.append(writer)
         return reader, writer
+
+    async def mute(self, said: bytes) -> asyncio.StreamReader:
+        """A connection that shook hands and said that, with a peer that takes nothing in from then on: raw TCP."""
+        reader, writer = await self.plain()
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = self._tls.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                writer.write(outgoing.read())
+                incoming.write(await reader.read(65_536))
+        if said:
+            tls.write(said)
+        writer.write(outgoing.read())
+        return reader
 
     async def close(self) -> None:
         for writer in self._writers:
@@ -95,6 +115,27 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> AdminHome:
     """One home; these tests enrol nobody."""
     path: Path = tmp_path_factory.mktemp("limits")
     return new_home(path / "fleet")
+
+
+async def is_served(client: Client, source: str = "127.0.0.1") -> bool:
+    """Whether a newcomer is answered, and soon."""
+    async with asyncio.timeout(within(2)):
+        reader, writer = await client.secure(source)
+        writer.write(HEALTH)
+        return (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+
+
+async def line_with(reader: asyncio.StreamReader, word: bytes) -> None:
+    """Read up to a line with that word."""
+    while word not in (line := await reader.readline()):
+        assert line, "the connection has ended"
+
+
+async def write_on(writer: asyncio.StreamWriter, data: bytes) -> None:
+    """Write the same for ever."""
+    while True:
+        writer.write(data)
+        await writer.drain()
 
 
 async def ended(reader: asyncio.StreamReader) -> bytes:
@@ -154,6 +195,100 @@ def test_a_body_that_is_not_finished_gets_408(home: AdminHome) -> None:
         await ended(reader)
 
     against(home, limits(body=SHORT), steps)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"GET /healthz HTT",
+        HEALTH,
+        HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+        HEALTH.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"),
+        b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
+        f"POST {est.SIMPLE_ENROLL} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc".encode(),
+        f"POST {est.SIMPLE_ENROLL} HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\nabc".encode(),
+        b"\x00" * 100,
+    ],
+    ids=("silent", "head", "idle", "closing", "upgrade", "connect", "body", "upgraded-body", "garbage"),
+)
+def test_a_peer_that_never_says_goodbye_is_not_waited_for(home: AdminHome, said: bytes) -> None:
+    """A silent peer holds its slot for as long again as TLS waits for its farewell."""
+
+    async def steps(client: Client) -> None:
+        reader = await client.mute(said)
+        async with asyncio.timeout(within(5)):
+            await ended(reader)
+
+    against(home, limits(head=SHORT, body=SHORT, goodbye=SHORT), steps)
+
+
+def test_a_peer_that_does_not_read_its_answers_loses_its_connection(home: AdminHome) -> None:
+    """Whoever asks and does not read holds a slot, and the answers in memory, for ever."""
+
+    async def steps(client: Client) -> None:
+        reader, writer = await client.secure()
+        assert isinstance(reader, asyncio.StreamReader)
+        writer.transport.pause_reading()  # type: ignore[attr-defined] # this transport can read
+        many = f"GET {est.CACERTS} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 100
+        async with asyncio.timeout(within(10)):
+            with pytest.raises(ConnectionError):
+                await write_on(writer, many)
+
+    against(home, limits(answer=SHORT, goodbye=SHORT), steps)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"GET /healthz HTTP/1.1\r\nX: y",
+        HEALTH,
+        f"POST {est.SIMPLE_ENROLL} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc".encode(),
+    ],
+    ids=("silent", "head", "idle", "body"),
+)
+def test_strangers_that_hold_every_connection_do_not_keep_others_out(home: AdminHome, said: bytes) -> None:
+    """A thousand silent connections stop every enrolment for half a minute."""
+
+    async def steps(client: Client) -> None:
+        for _ in range(20):
+            _, writer = await client.secure()
+            writer.write(said)
+            await writer.drain()
+        assert await is_served(client)
+        assert await is_served(client, "127.0.0.2")
+
+    against(home, limits(connections=20, grace=0.1), steps)
+
+
+def test_strangers_that_do_not_even_shake_hands_do_not_keep_others_out(home: AdminHome) -> None:
+    """Connections without TLS are cheaper still."""
+
+    async def steps(client: Client) -> None:
+        for _ in range(20):
+            await client.plain()
+        assert await is_served(client)
+
+    against(home, limits(connections=20, grace=0.1), steps)
+
+
+def test_a_flood_of_strangers_does_not_touch_a_brokers_feed(tmp_path: Path) -> None:
+    """Strangers keep a gateway's broker from hearing of a revocation, from the same address at that."""
+    home = new_home(tmp_path / "fleet")
+
+    async def steps(client: Client) -> None:
+        feed, writer = await client.secure(identity=home.broker_client)
+        writer.write(f"GET {directory.PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await line_with(feed, b"current")
+        stranger = Client(client.address, home)
+        for _ in range(30):
+            await stranger.secure()
+        await asyncio.to_thread(enrol, home, "pump-07")
+        await line_with(feed, b"pump-07")
+        await stranger.close()
+
+    against(home, limits(connections=8, grace=0.0), steps)
 
 
 def test_a_head_without_end_is_refused(home: AdminHome, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,157 @@
+"""One connection of the listener: a deadline for every step in which the service waits for its peer.
+
+    handshake -> head -> [body] -> (work: no deadline, the service is at work) -> answer -> head ...
+                   |        |                                                        |
+                 ends   408, ends                                                  ends
+
+aiohttp reads HTTP; it bounds nothing but idleness, and closes politely: a peer that does not say goodbye in TLS is
+waited for. Here a peer that is late loses its connection at once, and one that was answered gets a moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, cast
+
+from aiohttp import web
+from aiohttp.http import HttpProcessingError
+from aiohttp.web_protocol import RequestHandler
+
+from enroll.slots import Slot
+from fleet.logs import event
+
+_log = logging.getLogger(__name__)
+
+_LINGER_SECONDS: Final = 2.0  # what was on its way to a refusal is read, so that the client gets to see the refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one stranger, or all of them, may take up. Times are in seconds."""
+
+    connections: int = 1000
+    waiting_requests: int = 256
+    handshake: float = 10.0
+    head: float = 10.0  # of the first and of every later request, so also how long a kept-alive connection idles
+    body: float = 10.0
+    answer: float = 10.0  # until the peer has taken it
+    goodbye: float = 1.0  # until the peer has said its own in TLS
+    feed: float = 30.0  # until a broker has taken a chunk
+    shutdown: float = 10.0
+    grace: float = 1.0  # what no connection is ended in, to make room for another
+
+
+class Owner(Protocol):
+    """Whoever keeps the connections."""
+
+    def recognised(self, slot: Slot, certificate: bytes) -> None:
+        """The peer has shown a valid certificate."""
+
+    def released(self, slot: Slot) -> None:
+        """The connection has ended."""
+
+
+class Connection(RequestHandler):
+    """One connection, from its handshake to its end."""
+
+    __slots__ = ("_deadline", "_limits", "_owner", "_slot", "_tls", "certificate")
+
+    def __init__(
+        self, server: web.Server, loop: asyncio.AbstractEventLoop, limits: Limits, slot: Slot, owner: Owner
+    ) -> None:
+        super().__init__(
+            server,
+            loop=loop,
+            lingering_time=_LINGER_SECONDS,
+            access_log=None,  # type: ignore[arg-type] # how aiohttp is told to have none
+            auto_decompress=False,  # nothing here is sent compressed, and a bomb stays small
+        )
+        self._limits = limits
+        self._slot = slot
+        self._owner = owner
+        self._tls: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self.certificate: bytes | None = None
+
+    @property
+    def was_made(self) -> bool:
+        """Whether the handshake came to its end."""
+        return self._tls is not None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._tls = cast("asyncio.Transport", transport)  # aiohttp forgets its own when it begins to close
+        self._slot.end = self._tls.abort
+        self.certificate = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        if self.certificate is not None:
+            self._owner.recognised(self._slot, self.certificate)
+        self._expect(self._limits.head)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._expect_nothing()
+        super().connection_lost(exc)
+        self._owner.released(self._slot)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While this lasts the peer is not waited for."""
+        self._expect_nothing()
+        self._slot.waits_for_peer = False
+        try:
+            yield
+        finally:
+            self._slot.waits_for_peer = True
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Within `at_work`, while the peer has to send a body. What bounds it is with the reader."""
+        self._slot.waits_for_peer = True
+        try:
+            yield
+        finally:
+            self._slot.waits_for_peer = False
+
+    def expect_no_more(self) -> None:
+        """What is left of a body is not waited for."""
+        self._lingering_time = 0.0
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        self._expect(self._limits.answer)
+        finished = await super().finish_response(request, resp, start_time)
+        self._expect(self._limits.head)
+        return finished
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """What is no HTTP is the peer's mistake and one line; anything else is ours, and keeps its traceback.
+
+        What the peer sent is not in that line: it may be a token.
+        """
+        error = kw.get("exc_info")
+        if isinstance(error, HttpProcessingError):
+            _log.info(event("request.malformed", address=args[-1], reason=type(error).__name__))
+        elif not isinstance(error, ConnectionError):
+            super().log_exception(*args, **kw)
+
+    def _expect(self, seconds: float) -> None:
+        self._expect_nothing()
+        if self._tls is not None and not self._tls.is_closing():
+            self._deadline = self._loop.call_later(seconds, self._late)
+
+    def _expect_nothing(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _late(self) -> None:
+        """A kept-alive connection that idles ends with a goodbye; whoever owes something is not told."""
+        assert self._tls is not None
+        if self._request_count and not self._request_in_progress:
+            self.force_close()
+        else:
+            self._tls.abort()
