@@ -1,7 +1,12 @@
 """EST and the fleet's JSON answers as a function from request to response; the only error-to-status table.
 
-Statuses are decided in this order (DESIGN section 3): 405, 413, 415, 429, 401, 400, 403. Only a 401 counts towards a
-rate limit, so a refused request neither consumes a token nor locks a site behind one NAT out.
+Statuses are decided in this order (DESIGN section 3): 405, 413, 415, 401 or 429, 400, 403.
+
+What is limited is guessing: only a token that is wrong counts, for its address and for the token that it names. A
+secret has 128 bits, so a limit does not make guessing harder; it bounds what it costs (one look-up, no transaction) and
+what it writes into the log. Hence nobody is refused for what others did: a token that is right is let through from an
+address, or under a name, that others have used up, and requests without any credential, which cost nothing, do not
+count. A site behind one NAT cannot be locked out by one of its devices.
 """
 
 from __future__ import annotations
@@ -20,15 +25,16 @@ from cryptography import x509
 
 from enroll.csr_attributes import csr_attributes
 from enroll.issuer import IssuerEnding
-from enroll.rate_limit import RateLimit, network_of
+from enroll.rate_limit import RateLimit, Sparsely, network_of
 from enroll.registry import Registry, RegistryUnavailable, feed
+from enroll.registry import tokens as token_rows
 from enroll.service import Asker, Enrolment, Issued, NotAllowed, Peer, admit
-from enroll.tokens import TokenRefused
+from enroll.tokens import TokenRefused, check_secret, check_unspent
 from fleet import directory, est
 from fleet.errors import Denied, FleetError, InvalidInput, NotFound, printable
 from fleet.est import Csr, EstRequest, EstResponse, InvalidCsr
 from fleet.identity import InvalidDeviceId, Role, Serial
-from fleet.join import InvalidToken, parse_token
+from fleet.join import InvalidToken, Token, parse_token
 from fleet.logs import event
 from fleet.messages import MAX_TELEMETRY_BYTES, format_time
 from fleet.pki import WeakKey, serial_of
@@ -130,6 +136,7 @@ class EstApp:
     monotonic: Callable[[], float]
     _by_address: RateLimit = field(default_factory=lambda: RateLimit(REFUSALS_PER_ADDRESS))
     _by_token: RateLimit = field(default_factory=lambda: RateLimit(REFUSALS_PER_TOKEN))
+    _told: Sparsely = field(default_factory=Sparsely)
     _fixed: Mapping[str, EstResponse] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -146,7 +153,7 @@ class EstApp:
             return self.admitted(request, Role.BROKER).certificate.serial
         except FleetError as error:
             response = self._refused(request, error)
-            _log_refusal(request, response)
+            self._log_refusal(request, response)
             return response
 
     def fixed(self, request: EstRequest) -> EstResponse | None:
@@ -175,7 +182,7 @@ class EstApp:
         else:
             response = self._answered(request, answer)
         if response.status >= 400:
-            _log_refusal(request, response)
+            self._log_refusal(request, response)
         return response
 
     def _answered(self, request: EstRequest, answer: Callable[[EstApp, EstRequest], EstResponse]) -> EstResponse:
@@ -185,19 +192,30 @@ class EstApp:
             return self._refused(request, error)
 
     def _refused(self, request: EstRequest, error: FleetError) -> EstResponse:
-        response = refusal(error)
-        if response.status == 401:
-            self._by_address.count(network_of(request.address), self.monotonic())
-        return response
+        if isinstance(error, InvalidToken | TokenRefused):
+            network, now = network_of(request.address), self.monotonic()
+            seconds = self._by_address.retry_after(network, now)
+            self._by_address.count(network, now)
+            return refusal(_TooManyRefusals(seconds) if seconds else error)
+        return refusal(error)
+
+    def _log_refusal(self, request: EstRequest, response: EstResponse) -> None:
+        """Without what the stranger chose: a path may be a token, pasted into the wrong place."""
+        network = network_of(request.address)
+        if not (count := self._told.count(f"{response.status} {network}", self.monotonic())):
+            return
+        path = request.path if request.path in _ROUTES else "unknown"
+        reason = response.body.partition(b"\n")[0].decode()
+        fields = {"path": path, "status": response.status, "address": request.address}
+        _log.info(event("request.refused", **fields, reason=reason, count=count))
 
     def _fixed_answer(self, request: EstRequest) -> EstResponse:
         return self._fixed[request.path]
 
     def _simple_enroll(self, request: EstRequest) -> EstResponse:
         _check_body(request)
-        self._check_refusals(self._by_address, network_of(request.address))
         token = parse_token(_password(request))
-        self._check_refusals(self._by_token, token.id)
+        self._check_guesses(network_of(request.address), token)
         try:
             asker = Asker(request.address)
             issued = self.enrolment.enrol(token, lambda: _csr_in(request), self.clock(), asker)
@@ -206,9 +224,25 @@ class EstApp:
             raise
         return _certified(issued)
 
-    def _check_refusals(self, limit: RateLimit, key: str) -> None:
-        if seconds := limit.retry_after(key, self.monotonic()):
+    def _check_guesses(self, network: str, token: Token) -> None:
+        """Raises: _TooManyRefusals where too much was guessed of late, unless this is no guess."""
+        now = self.monotonic()
+        of_token = self._by_token.retry_after(token.id, now)
+        seconds = max(of_token, self._by_address.retry_after(network, now))
+        if seconds and not self._is_right(token, must_be_unspent=of_token > 0):
             raise _TooManyRefusals(seconds)
+
+    def _is_right(self, token: Token, *, must_be_unspent: bool) -> bool:
+        """Whether the token is one of ours, by a look-up; a spent one can be tried as long as it was not too often."""
+        with self.registry.read() as transaction:
+            found = token_rows.find_token(transaction, token.id)
+        try:
+            record = check_secret(found, token)
+            if must_be_unspent:
+                check_unspent(record, self.clock())
+        except TokenRefused:
+            return False
+        return True
 
     def _simple_reenroll(self, request: EstRequest) -> EstResponse:
         _check_body(request)
@@ -216,12 +250,8 @@ class EstApp:
         return _certified(self.enrolment.reenrol(peer.certificate.serial, _csr_in(request), self.clock()))
 
     def admitted(self, request: EstRequest, role: Role | None = None) -> Peer:
-        """Who asks, decided anew for every request. Raises: _TooManyRefusals, _NoCertificate, NotAdmitted, Denied.
-
-        Only strangers are limited: one of them behind the same address must not keep a broker from the directory.
-        """
+        """Who asks, decided anew for every request. Raises: _NoCertificate, NotAdmitted, Denied."""
         if request.peer is None:
-            self._check_refusals(self._by_address, network_of(request.address))
             raise _NoCertificate("this needs a client certificate", hint="connect with the fleet's certificate and key")
         serial = serial_of(x509.load_der_x509_certificate(request.peer))
         with self.registry.read() as transaction:
@@ -250,7 +280,7 @@ class EstApp:
         return EstResponse(200, directory.encode(entry), {"Content-Type": directory.MEDIA_TYPE})
 
     def _nothing(self, request: EstRequest) -> EstResponse:
-        raise NotFound(f"there is nothing at {request.path[:80]}", hint=f"EST is at {est.BASE}")
+        raise NotFound("there is nothing at this path", hint=f"EST is at {est.BASE}")
 
     def _never(self, request: EstRequest) -> EstResponse:
         raise NotFound(
@@ -301,13 +331,6 @@ def _password(request: EstRequest) -> str:
         return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
     except (ValueError, binascii.Error) as error:
         raise _Unauthenticated("the Authorization header is damaged", hint="send user:token in base64") from error
-
-
-def _log_refusal(request: EstRequest, response: EstResponse) -> None:
-    reason = response.body.partition(b"\n")[0].decode()
-    _log.info(
-        event("request.refused", path=request.path[:80], status=response.status, address=request.address, reason=reason)
-    )
 
 
 def _certified(issued: Issued) -> EstResponse:
