@@ -58,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         home = _fleet.new_home(Path(folder) / "fleet")
+        _fleet.lift_rates(home)
         devices = _fleet.add_clients(home, [f"bench-{number}" for number in range(200)])
         operator = _fleet.add_clients(home, ["bench-operator"], Role.OPERATOR)
         print(f"{'CPU s per 100k delivered':28}{'ours':>10}{'mosquitto':>12}{'ratio':>8}")

@@ -14,22 +14,22 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from random import SystemRandom
-from typing import Annotated, Any, assert_never
+from typing import Annotated, Any
 
 import typer
 import uvloop
 
 from broker import directory
 from broker.directory import Directory, Journal
-from broker.engine import Client, Connected, Denied, Disconnected, Engine, Event, Listener, Refused, Rules
+from broker.engine import Engine, Listener, Rules
 from broker.engines.amqtt.engine import AmqttEngine
+from broker.event_log import EventLog
 from broker.feed import Feed
 from broker.membership import Membership
 from broker.trust import load_client_trust, load_trust
 from fleet import config
 from fleet.config import Address, FleetConfig
-from fleet.errors import Denied as DeniedError
-from fleet.errors import FleetError, NotFound, report
+from fleet.errors import Denied, FleetError, NotFound, report
 from fleet.identity import Server
 from fleet.layout import AdminHome, RunFile
 from fleet.logs import event, log_to
@@ -100,11 +100,11 @@ def _open_home(path: Path) -> AdminHome:
     except FileNotFoundError:
         is_there, mode = False, 0
     except OSError as error:
-        raise DeniedError(f"{path} cannot be entered: {error.strerror}", hint="run this as its owner") from error
+        raise Denied(f"{path} cannot be entered: {error.strerror}", hint="run this as its owner") from error
     if not is_there:
         raise NotFound(f"there is no fleet at {path}", hint=f"enroll init --home {path}, or name another: --home DIR")
     if mode & 0o077:
-        raise DeniedError(f"{path} can be entered by others (mode {mode:04o})", hint=f"chmod 700 {path}")
+        raise Denied(f"{path} can be entered by others (mode {mode:04o})", hint=f"chmod 700 {path}")
     return home
 
 
@@ -181,7 +181,8 @@ class _Broker:
             await self.membership.wait_for_snapshot()
         rules = Rules(self._settings.policy, self.membership.directory, self.feed.look_up, self.membership.is_fresh)
         self.membership.on_change = self.engine.apply
-        self.address = await self.engine.start(Listener(address), self.trust, rules, _tell)
+        listener = Listener(address, self._settings.broker_limits)
+        self.address = await self.engine.start(listener, self.trust, rules, EventLog(time.monotonic).tell)
         await self._prove()
 
     async def _prove(self) -> None:
@@ -231,28 +232,3 @@ def _announce(home: AdminHome, settings: FleetConfig, address: Address, public_u
             f"cannot write {path}: {error.strerror}", hint="free space, or mend its permissions"
         ) from error
     print(f"broker: ready mqtts://{address}", flush=True)
-
-
-def _tell(happened: Event) -> None:
-    """One line for each connection, refusal, disconnect and denial."""
-    match happened:
-        case Connected(client, session_present):
-            _log.info(event("connection.accepted", **_who(client), session_present=session_present))
-        case Refused(peer, reason, name, detail):
-            _log.info(event("connection.refused", reason=reason.value, peer=peer, name=name, detail=detail))
-        case Disconnected(client, reason, detail):
-            _log.info(event("connection.ended", **_who(client), reason=reason.value, detail=detail))
-        case Denied(client, action, topic, count):
-            if count & (count - 1) == 0:  # the first, second, fourth, eighth: a flood must not fill the log
-                _log.info(event("action.denied", **_who(client), action=action.value, topic=topic, count=count))
-        case _:
-            assert_never(happened)
-
-
-def _who(client: Client) -> dict[str, object]:
-    return {
-        "client": client.client_id,
-        "principal": str(client.principal),
-        "serial": client.serial,
-        "peer": client.peer,
-    }

@@ -6,7 +6,7 @@ An engine interprets or compiles the rules of `fleet.policy`; one that cannot ex
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -15,26 +15,8 @@ from broker.directory import Change, Directory
 from broker.trust import ClientTrust, Trust
 from fleet.config import Address
 from fleet.identity import Principal, Serial
+from fleet.limits import Limits
 from fleet.policy import Action, Policy
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one client, and all together, may take of the broker."""
-
-    handshake_seconds: float = 10.0
-    connect_seconds: float = 10.0
-    packet_seconds: float = 60.0  # from the first byte of a packet to its last
-    max_connections: int = 20_000
-    sessions_per_principal: int = 8  # DESIGN section 6; a device has one client id, and so one
-    max_packet_bytes: int = 262_144
-    max_topic_bytes: int = 1024
-    max_topic_levels: int = 32
-    subscriptions_per_session: int = 100
-    inflight_per_session: int = 100
-    queued_messages_per_session: int = 1000
-    queued_bytes_per_session: int = 1_048_576
-    retained_per_principal: int = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +24,7 @@ class Listener:
     """Where clients connect (port 0: any free one), and what they may take."""
 
     address: Address
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +43,7 @@ class Reason(StrEnum):
     HANDSHAKE = "handshake"
     TOO_SLOW = "too-slow"
     TOO_MANY_CONNECTIONS = "too-many-connections"
+    TOO_MANY_CONNECTS = "too-many-connects"
     RESUMED = "resumed-tls-session"
     WRONG_ISSUER = "wrong-issuer"
     BAD_NAME = "bad-common-name"
@@ -72,6 +55,9 @@ class Reason(StrEnum):
     WRONG_VERSION = "wrong-protocol-version"
     PROTOCOL = "protocol-violation"
     PUBLISH_DENIED = "publish-denied"
+    TOO_MANY_DENIALS = "too-many-denials"
+    TOO_MANY_RETAINED = "too-many-retained"
+    TOO_FAST = "too-fast"
     DISCONNECTED = "disconnected"
     LOST = "connection-lost"
     KEEPALIVE = "keepalive"
@@ -123,7 +109,14 @@ class Denied:
     count: int = 1
 
 
-Event = Connected | Refused | Disconnected | Denied
+@dataclass(frozen=True, slots=True)
+class Slowed:
+    """A client sends faster than it may: from now on it is read as fast as it may."""
+
+    client: Client
+
+
+Event = Connected | Refused | Disconnected | Denied | Slowed
 
 
 @dataclass(slots=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from fleet.errors import FleetError, InvalidInput
 from fleet.identity import DeviceId, Role, TrustDomain
+from fleet.limits import Limits
 from fleet.policy import DEFAULT_RULES, Action, Policy, Rule
 
 DEFAULT_ENROLL_LISTEN: Final = "0.0.0.0:8443"
@@ -45,6 +46,7 @@ class FleetConfig:
     crl_url: str
     enroll_listen: Address
     broker_listen: Address
+    broker_limits: Limits
     policy: Policy
 
 
@@ -75,12 +77,13 @@ class _Reader:
         if not hosts:
             self.problems.append("hosts names no host")
         crl_url = self._text("crl_url", self.table.get("crl_url"))
-        enroll_listen = self._listen("enroll", DEFAULT_ENROLL_LISTEN)
-        broker_listen = self._listen("broker", DEFAULT_BROKER_LISTEN)
+        enroll_listen = self._listen("enroll", {"listen"}, DEFAULT_ENROLL_LISTEN)
+        broker_listen = self._listen("broker", {"listen", "limits"}, DEFAULT_BROKER_LISTEN)
         rules = tuple(self._rules())
         if domain is None or enroll_listen is None or broker_listen is None:
             return None
-        return FleetConfig(domain, hosts, crl_url, enroll_listen, broker_listen, Policy(DEFAULT_RULES + rules))
+        limits = self._limits()
+        return FleetConfig(domain, hosts, crl_url, enroll_listen, broker_listen, limits, Policy(DEFAULT_RULES + rules))
 
     def _trust_domain(self) -> TrustDomain | None:
         try:
@@ -89,13 +92,29 @@ class _Reader:
             self.problems.append(f"trust_domain: {error}")
             return None
 
-    def _listen(self, section: str, default: str) -> Address | None:
-        table = self._section(section, {"listen"})
+    def _listen(self, section: str, known: set[str], default: str) -> Address | None:
+        table = self._section(section, known)
         try:
             return parse_address(self._text(f"{section}.listen", table.get("listen", default)))
         except InvalidInput as error:
             self.problems.append(f"{section}.listen: {error}")
             return None
+
+    def _limits(self) -> Limits:
+        known = {field.name: type(field.default) for field in fields(Limits)}
+        broker = self.table.get("broker", {})
+        table = broker.get("limits", {}) if isinstance(broker, dict) else {}
+        if not isinstance(table, dict):
+            self.problems.append("broker.limits is not a table")
+            return Limits()
+        self._refuse_unknown("broker.limits.", table, set(known))
+        good = {name: value for name, value in table.items() if name in known}
+        for name, value in list(good.items()):
+            is_whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (is_whole or (known[name] is float and isinstance(value, float))) or not 0 < value < 2**53:
+                self.problems.append(f"broker.limits.{name} is not a {'whole ' * (known[name] is int)}number above 0")
+                del good[name]
+        return Limits(**good)
 
     def _rules(self) -> Iterator[Rule]:
         table = self._section("policy", {"rules"})

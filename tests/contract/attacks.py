@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, cast
 
-from broker.engine import Limits
+from fleet.limits import Limits
 from tests import mqtt
 from tests.certificates import Identity, TestFleet
 from tests.deadlines import within

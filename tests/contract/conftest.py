@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from broker.engine import Clock, Engine, Limits
+from broker.engine import Clock, Engine
 from fleet.identity import Role
+from fleet.limits import Limits
 from tests.certificates import Identity, TestFleet
 from tests.contract.attacks import Target, limits_of
 from tests.contract.engines import ENGINES, RunningEngine

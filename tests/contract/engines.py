@@ -14,12 +14,13 @@ from typing import Any, Self, TypeVar
 import uvloop
 
 from broker.directory import Directory
-from broker.engine import Client, Clock, Engine, Event, Limits, Listener, Rules
+from broker.engine import Client, Clock, Engine, Event, Listener, Rules
 from broker.engines.amqtt.engine import AmqttEngine
 from broker.trust import Trust, load_trust
 from fleet.config import Address
 from fleet.directory import Entry
 from fleet.identity import Role, Serial, Server, State
+from fleet.limits import Limits
 from fleet.policy import DEFAULT_POLICY, Policy
 from tests import mqtt
 from tests.certificates import Identity, TestFleet, client_context

@@ -21,8 +21,8 @@ from typing import Any, Self, TypeVar
 from amqtt.broker import Broker
 from amqtt.contexts import BrokerConfig, ListenerConfig
 
-from broker.engine import Limits
 from fleet.identity import Server
+from fleet.limits import Limits
 from tests.certificates import DOMAIN, Identity, TestFleet, client_context
 from tests.deadlines import within
 from tests.mqtt import Peer

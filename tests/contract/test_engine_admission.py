@@ -9,9 +9,10 @@ from datetime import timedelta
 
 import pytest
 
-from broker.engine import Connected, Disconnected, Limits, Reason, Refused
+from broker.engine import Connected, Disconnected, Reason, Refused
 from fleet import pki
 from fleet.identity import Role, Server, State
+from fleet.limits import Limits
 from tests import mqtt
 from tests.certificates import Identity, TestFleet, client_context
 from tests.contract.engines import RunningEngine

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from broker.engine import Connected, Disconnected, Limits, Reason
+from broker.engine import Connected, Disconnected, Reason
 from fleet.identity import Role
+from fleet.limits import Limits
 from tests import mqtt
 from tests.certificates import Identity, TestFleet
 from tests.contract.engines import RunningEngine
@@ -256,9 +257,11 @@ def test_a_queue_is_bounded_and_drops_are_counted(limited: Callable[[Limits], Ru
 
 
 def test_a_subscriber_that_stops_reading_slows_nobody(
-    broker: RunningEngine, pump: Identity, operator: Identity
+    limited: Callable[[Limits], RunningEngine], fleet: TestFleet
 ) -> None:
     """It would fill the broker's memory, or hold up the others (hole 7)."""
+    broker = limited(Limits(bytes_per_second=10**9, multiple_for_services=1))
+    pump, operator = broker.device("pump-07"), broker.admit(fleet.client("admin", Role.OPERATOR))
     payload = bytes(60_000)
     with broker.join(operator, mqtt.connect("admin:deaf")) as deaf, broker.join(operator) as reader:
         for peer in (deaf, reader):

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from broker.engine import Connected, Disconnected, Limits, Reason, Refused
+from broker.engine import Connected, Disconnected, Reason, Refused
+from fleet.limits import Limits
 from tests import mqtt
 from tests.certificates import Identity, TestFleet
 from tests.contract.engines import RunningEngine

@@ -7,8 +7,9 @@ from datetime import timedelta
 
 import pytest
 
-from broker.engine import Denied, Disconnected, Limits, Reason, Refused
+from broker.engine import Denied, Disconnected, Reason, Refused
 from fleet.identity import Role
+from fleet.limits import Limits
 from fleet.policy import Action
 from tests import mqtt
 from tests.certificates import Identity, TestFleet
@@ -198,15 +199,6 @@ def test_an_empty_retained_message_deletes(broker: RunningEngine, pump: Identity
     with broker.join(operator) as reader:
         reader.ask(mqtt.subscribe(("devices/+/up/#", 1)))
         reader.sync()
-
-
-def test_a_principal_retains_a_bounded_number(limited: Callable[[Limits], RunningEngine], fleet: TestFleet) -> None:
-    """One device would fill the broker's memory for ever."""
-    broker = limited(Limits(retained_per_principal=2))
-    with broker.join(broker.device("pump-07")) as peer:
-        for name in ("a", "b", "c", "a"):
-            peer.ask(mqtt.publish(f"devices/pump-07/up/{name}", b"1", 1, retain=True))
-    assert 2 == broker.call(broker.engine.stats).retained
 
 
 def test_subscriptions_are_bounded(limited: Callable[[Limits], RunningEngine], fleet: TestFleet) -> None:

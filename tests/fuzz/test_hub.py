@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from broker.directory import Directory
-from broker.engine import Limits, Reason, Rules
+from broker.engine import Reason, Rules
 from broker.engines.amqtt.admission import Admitted
 from broker.engines.amqtt.hub import Hub
 from broker.engines.amqtt.identity import PeerIdentity
@@ -31,6 +31,7 @@ from broker.engines.amqtt.packets import (
 from broker.engines.amqtt.session import FleetSession
 from fleet.directory import Entry
 from fleet.identity import DeviceId, Principal, Role, Serial, State
+from fleet.limits import Limits
 from fleet.policy import DEFAULT_POLICY, Action
 
 NOW = datetime(2026, 11, 21, 8, 0, tzinfo=UTC)
@@ -208,7 +209,7 @@ class HubMachine(RuleBasedStateMachine):
         for session in hub.sessions.values():
             assert len(session.deliveries) <= LIMITS.inflight_per_session
             assert len(session.received_ids) <= LIMITS.inflight_per_session
-            assert session.waiting_count <= LIMITS.queued_messages_per_session
+            assert len(session.waiting) <= LIMITS.queued_messages_per_session
             assert len(session.filters) <= LIMITS.subscriptions_per_session
             assert session.link is not None or not session.clean_session
         for principal in PRINCIPALS:

@@ -10,19 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from broker.directory import Change
-from broker.engine import (
-    Client,
-    Clock,
-    Connected,
-    Denied,
-    Disconnected,
-    Event,
-    Limits,
-    Reason,
-    Refused,
-    Rules,
-    Stats,
-)
+from broker.engine import Client, Clock, Connected, Denied, Disconnected, Event, Reason, Refused, Rules, Slowed, Stats
 from broker.engines.amqtt import admission, packets
 from broker.engines.amqtt.admission import Admitted, Rejected
 from broker.engines.amqtt.identity import PeerIdentity
@@ -40,9 +28,11 @@ from broker.engines.amqtt.packets import (
     Subscribe,
     Unsubscribe,
 )
+from broker.engines.amqtt.rates import Usage
 from broker.engines.amqtt.routing import Retained, Subscriptions
 from broker.engines.amqtt.session import FleetSession, Link
 from fleet.identity import DeviceId, Principal, Role, Serial, State
+from fleet.limits import Limits
 from fleet.messages import Envelope, Presence, StatusMessage
 from fleet.policy import Action
 from fleet.topics import Status
@@ -66,9 +56,10 @@ class Hub:
         self.now = now
         self.observe = observe
         self.sessions: dict[str, FleetSession] = {}
-        self.retained = Retained(limits.retained_per_principal)
+        self.retained = Retained(limits)
         self.subscriptions: Subscriptions[FleetSession] = Subscriptions()
         self._of_owner: dict[DeviceId, list[FleetSession]] = {}
+        self._usages: dict[DeviceId, Usage] = {}
         self._stats = Stats()
 
     def stats(self) -> Stats:
@@ -91,6 +82,18 @@ class Hub:
         self._stats.refused += 1
         self.observe(event)
 
+    def slowed(self, session: FleetSession) -> None:
+        """Tell that a client is read more slowly from now on."""
+        if session.client is not None:
+            self.observe(Slowed(session.client))
+
+    def usage(self, principal: Principal, now_seconds: float) -> Usage:
+        """What a principal used of its rates; kept as long as the directory lists it."""
+        found = self._usages.get(principal.id)
+        if found is None:
+            found = self._usages[principal.id] = Usage(self.limits, principal.role, now_seconds)
+        return found
+
     def decide(self, connect: Connect, peer: PeerIdentity) -> Admitted | Rejected:
         """Whether a CONNECT is let in now; changes nothing."""
         rules = self.rules
@@ -112,7 +115,7 @@ class Hub:
         old = self.sessions.get(decision.client_id)
         if old is not None:
             self.leave(old, Reason.TAKEN_OVER)  # its will goes out before the new client can say anything
-        session = FleetSession(connect, decision.client_id, decision.entry, self.limits, self._stats)
+        session = FleetSession(connect, decision.client_id, decision.entry, self.limits, self.retained, self._stats)
         session.grants = decision.grants
         is_present = self._succeed(session, self.sessions.get(decision.client_id))
         self._add(session)
@@ -188,7 +191,10 @@ class Hub:
         return len(found)
 
     def apply(self, change: Change) -> None:
-        """Cut whom the directory no longer admits. Nobody who was cut leaves a will behind, or anything that waits."""
+        """Cut whom the directory no longer admits. Nobody who was cut leaves a will behind, or anything that waits.
+
+        Of who is gone for good, or has a successor under its name, no retained message is left either.
+        """
         entry = change.after
         cut = [s for s in self._of_owner.get(change.principal.id, ()) if not _is_still_admitted(s, change)]
         reason = _BY_STATE[entry.state] if entry is not None else Reason.REMOVED
@@ -198,8 +204,12 @@ class Hub:
             self.leave(session, reason, fires_will=False)
             if reason is not Reason.SUPERSEDED or entry is None or session.epoch != entry.epoch:
                 self._forget(session)
+        if _is_over(change):
+            self.retained.forget_all_of(change.principal.id)
+            self._usages.pop(change.principal.id, None)
         was_admitted = change.before is not None and bool(change.ends())
-        if change.principal.role is Role.DEVICE and was_admitted and (cut or reason is not Reason.SUPERSEDED):
+        # Whoever was let in by a look-up is cut by the first change that we hear of.
+        if change.principal.role is Role.DEVICE and (cut or (was_admitted and reason is not Reason.SUPERSEDED)):
             self._publish_offline(change.principal.id, reason)
 
     def _publish_offline(self, device: DeviceId, reason: Reason) -> None:
@@ -249,6 +259,9 @@ class Hub:
         self._stats.messages_received += 1
         if packet.topic not in session.granted_topics and not self._may_publish(session, packet):
             return
+        if packet.retain and not self.retained.has_room(packet, session.owner):
+            self._refuse_publish(session, packet, Reason.TOO_MANY_RETAINED)
+            return
         if packet.qos == 2 and not self._is_first(session, packet.packet_id):
             self._answer(session, packets.pubrec(packet.packet_id))
             return
@@ -273,28 +286,39 @@ class Hub:
                 session.granted_topics.clear()
             session.granted_topics.add(packet.topic)
             return True
+        self._refuse_publish(session, packet, Reason.PUBLISH_DENIED)
+        return False
+
+    def _refuse_publish(self, session: FleetSession, packet: Publish, reason: Reason) -> None:
         self._deny(session, Action.PUBLISH, packet.topic)
         if packet.qos:
             # 3.3.5: acknowledge, or close. An acknowledgement would be believed.
-            self.leave(session, Reason.PUBLISH_DENIED, packet.topic)
-        return False
+            self.leave(session, reason, packet.topic)
 
     def _deny(self, session: FleetSession, action: Action, topic: str) -> None:
         self._stats.denied += 1
         session.denials += 1
         if session.client is not None:
             self.observe(Denied(session.client, action, topic, session.denials))
+        if session.denials >= self.limits.denials_per_connection:
+            self.leave(session, Reason.TOO_MANY_DENIALS)
 
     def route(self, publish: Publish, owner: DeviceId | None) -> None:
         """Keep a retained message, and hand a message to everyone subscribed. `owner` is None for the broker itself."""
-        if publish.retain and not self.retained.set(publish, owner):
-            self._stats.messages_dropped += 1
+        if publish.retain:
+            self._retain(publish, owner)
         message_qos = publish.qos
         found = self.subscriptions.route(publish.topic)
         self._stats.messages_sent += len(found)
         for session, granted_qos in found:
-            if not session.deliver(publish, min(message_qos, granted_qos)):
+            if not session.deliver(publish, min(message_qos, granted_qos), owner):
                 self._stats.messages_sent -= 1
+
+    def _retain(self, publish: Publish, owner: DeviceId | None) -> None:
+        if owner is None or self.retained.has_room(publish, owner):
+            self.retained.set(publish, owner)
+        else:
+            self._stats.messages_dropped += 1  # a will: nobody is there to be told
 
     def _subscribe(self, session: FleetSession, packet: Subscribe) -> None:
         codes = [self._subscribe_one(session, topic_filter, qos) for topic_filter, qos in packet.requests]
@@ -307,24 +331,37 @@ class Hub:
         if not session.grants.decide(Action.SUBSCRIBE, topic_filter).allowed:
             self._deny(session, Action.SUBSCRIBE, topic_filter)
             return _SUBSCRIPTION_FAILED
-        is_new = topic_filter not in session.filters
-        if is_new and len(session.filters) >= self.limits.subscriptions_per_session:
+        if topic_filter not in session.filters and not self._has_room_for_a_filter(session):
             return _SUBSCRIPTION_FAILED
         session.filters[topic_filter] = qos
         self.subscriptions.add(topic_filter, session, qos)
         return qos
 
+    def _has_room_for_a_filter(self, session: FleetSession) -> bool:
+        limits = self.limits
+        return (
+            len(session.filters) < limits.subscriptions_per_session
+            and self.subscriptions.count < limits.max_subscriptions
+        )
+
     def _send_retained(self, session: FleetSession, topic_filter: str, qos: int) -> None:
-        for message in list(self.retained.matching(topic_filter)):
-            # Each is decided for this subscriber: that the filter was granted is one check, this is another.
-            if session.grants.decide(Action.SUBSCRIBE, message.topic).allowed:
-                session.deliver(message, min(qos, message.qos), retain=True)
+        for message in self.retained.matching(topic_filter):
+            session.owe_retained(message.topic, qos)
+        session.pump()
 
     def _unsubscribe(self, session: FleetSession, packet: Unsubscribe) -> None:
         for topic_filter in packet.filters:
             if session.filters.pop(topic_filter, None) is not None:
                 self.subscriptions.remove(topic_filter, session)
         self._answer(session, packets.unsuback(packet.packet_id))
+
+
+def _is_over(change: Change) -> bool:
+    """Whether this enrolment has ended: whoever has the name from now on is another."""
+    before, after = change.before, change.after
+    if after is None or after.state in (State.REVOKED, State.REMOVED):
+        return True
+    return before is not None and before.epoch != after.epoch
 
 
 def _is_still_admitted(session: FleetSession, change: Change) -> bool:

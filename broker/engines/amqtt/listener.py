@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Final, cast
 
 from broker.engine import Reason, Refused
@@ -14,6 +14,7 @@ from broker.engines.amqtt.hub import Hub
 from broker.engines.amqtt.identity import IdentityRefused, PeerIdentity, identify
 from broker.engines.amqtt.packets import Connect, Packet, ProtocolViolation, Puback, Publish, UnsupportedLevel
 from broker.engines.amqtt.parser import Parser, TopicNames
+from broker.engines.amqtt.rates import Usage
 from broker.engines.amqtt.session import FleetSession
 from broker.engines.amqtt.tls import TlsChannel
 from broker.trust import Trust
@@ -38,11 +39,29 @@ class Door:
         limits = hub.limits
         self.topic_names = TopicNames(limits.max_topic_bytes, limits.max_topic_levels)
         self.open: set[Connection] = set()
+        self._pending: dict[Connection, None] = {}  # not let in yet, in the order in which they came
         self._to_flush: list[Connection] = []
 
     def protocol(self) -> Connection:
         """For each connection that is accepted."""
         return Connection(self)
+
+    def enter(self, connection: Connection) -> bool:
+        """Whether there is room for one more; where those who were not let in yet take it, the oldest gives way."""
+        limits = self.hub.limits
+        if len(self._pending) >= limits.max_pending_connections or (
+            self._pending and len(self.open) >= limits.max_connections
+        ):
+            next(iter(self._pending)).give_way()
+        elif len(self.open) >= limits.max_connections:
+            return False
+        self.open.add(connection)
+        self._pending[connection] = None
+        return True
+
+    def settled(self, connection: Connection) -> None:
+        """A connection was let in, or ends."""
+        self._pending.pop(connection, None)
 
     def flush_soon(self, connection: Connection) -> None:
         """Once for all that is written in this turn of the loop."""
@@ -63,11 +82,12 @@ class Connection(asyncio.Protocol):
         "_address",
         "_deadline",
         "_door",
+        "_held",
         "_identity",
         "_is_ending",
         "_is_paused",
+        "_is_slowed",
         "_last_packet_at",
-        "_looking_up",
         "_out",
         "_out_bytes",
         "_packet_began_at",
@@ -78,6 +98,7 @@ class Connection(asyncio.Protocol):
         "_timer",
         "_tls",
         "_transport",
+        "_usage",
     )
 
     def __init__(self, door: Door) -> None:
@@ -88,11 +109,13 @@ class Connection(asyncio.Protocol):
         self._address = ""
         self._identity: PeerIdentity | None = None
         self._session: FleetSession | None = None
-        self._looking_up: asyncio.Task[None] | None = None
+        self._usage: Usage | None = None
+        self._held: asyncio.Task[None] | None = None  # its CONNECT waits: for an answer, or for its turn
         self._rest: Iterator[Packet] = iter(())
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._is_paused = False
+        self._is_slowed = False
         self._is_ending = False
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = 0.0
@@ -106,10 +129,9 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._address = _format_address(transport.get_extra_info("peername"))
         door = self._door
-        if len(door.open) >= door.hub.limits.max_connections:
+        if not door.enter(self):
             self._refuse(Reason.TOO_MANY_CONNECTIONS)
             return
-        door.open.add(self)
         self._transport.set_write_buffer_limits(_HIGH_WATER_BYTES, _LOW_WATER_BYTES)
         self._set_deadline(door.hub.limits.handshake_seconds)
 
@@ -123,7 +145,7 @@ class Connection(asyncio.Protocol):
         except ssl.SSLError as error:
             self._end_before(Reason.HANDSHAKE, _tls_reason(error))
             return
-        if self._looking_up is None:
+        if self._held is None:
             self._read()
 
     def pause_writing(self) -> None:
@@ -133,11 +155,7 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._is_paused = False
         self.flush()
-        if self._transport is not None and not self._is_ending:
-            if self._looking_up is None:
-                self._transport.resume_reading()
-            if self._session is not None:
-                self._session.pump()
+        self._resume_reading()
 
     def eof_received(self) -> None:
         """The peer sends no more: MQTT has no use for half a connection."""
@@ -149,8 +167,8 @@ class Connection(asyncio.Protocol):
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
-        if self._looking_up is not None:
-            self._looking_up.cancel()
+        if self._held is not None:
+            self._held.cancel()
 
     # Link
 
@@ -176,12 +194,23 @@ class Connection(asyncio.Protocol):
         except ssl.SSLError:
             return  # the connection is about to be lost
         self._transport.write(self._tls.flush())
+        if self._session is not None and self._session.has_more:
+            self._session.pump()
+
+    def give_way(self) -> None:
+        """End at once, for somebody else's sake."""
+        transport = self._transport
+        self._refuse(Reason.TOO_MANY_CONNECTIONS, "not let in in time")
+        self._door.open.discard(self)
+        if transport is not None:
+            transport.abort()
 
     def end(self, reason: Reason, detail: str = "") -> None:
         if self._is_ending or self._transport is None:
             return
         self._is_ending = True
         self._session = None
+        self._door.settled(self)
         if reason in _LOST_ON_THE_WAY:
             self._transport.abort()
             return
@@ -226,24 +255,25 @@ class Connection(asyncio.Protocol):
             return
         if data:
             self._rest = self._parser.feed(data)
-            self._take_packets()
+            self._take_packets(len(data))
         if is_closed and not self._is_ending:
             self._end_before(Reason.LOST)
 
-    def _take_packets(self) -> None:
-        hub, now = self._door.hub, self._door.loop.time()
+    def _take_packets(self, size_bytes: int) -> None:
+        hub, now, count = self._door.hub, self._door.loop.time(), 0
         try:
             for packet in self._rest:
                 session = self._session
+                count += 1
                 if session is None:
                     self._first_packet(packet)
                 elif type(packet) is Publish:
                     hub.publish(session, packet)
                 elif type(packet) is Puback:
-                    session.acknowledged(packet.packet_id)
+                    count -= session.acknowledged(packet.packet_id)
                 else:
                     hub.handle(session, packet)
-                if self._is_ending or self._looking_up is not None:
+                if self._must_wait:
                     return
                 self._last_packet_at = now
                 self._packet_began_at = 0.0
@@ -254,6 +284,37 @@ class Connection(asyncio.Protocol):
             self._packet_began_at = 0.0
         elif not self._packet_began_at:
             self._packet_began_at = now
+        if self._usage is not None and (seconds := self._usage.send(count, size_bytes, now)):
+            self._slow_down(self._usage, seconds, now)
+
+    def _slow_down(self, usage: Usage, seconds: float, now: float) -> None:
+        """Read no more until what came is paid for; what a client sends meanwhile waits on its side of the wire."""
+        hub, session = self._door.hub, self._session
+        if session is None or self._transport is None:
+            return
+        slowed_for = usage.slowed_for(now)
+        if slowed_for >= hub.limits.slowed_seconds:
+            self._end_before(Reason.TOO_FAST, f"slowed for {slowed_for:.0f} s")
+            return
+        if not slowed_for:
+            hub.slowed(session)
+        self._is_slowed = True
+        self._transport.pause_reading()
+        self._door.loop.call_later(seconds, self._end_slowing)
+
+    def _end_slowing(self) -> None:
+        now = self._door.loop.time()
+        self._is_slowed = False
+        self._last_packet_at = now  # it may have sent in time: nobody looked
+        if self._packet_began_at:
+            self._packet_began_at = now
+        self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        if self._transport is None or self._is_ending or self._is_slowed or self._held is not None:
+            return
+        if not (self._is_paused and self._out_bytes > _MAX_UNREAD_ANSWERS_BYTES):
+            self._transport.resume_reading()
 
     def _first_packet(self, packet: Packet) -> None:
         match packet:
@@ -264,38 +325,58 @@ class Connection(asyncio.Protocol):
             case _:
                 raise ProtocolViolation("MQTT-3.1.0-1", "the first packet is not CONNECT")
 
-    def _connect(self, packet: Connect, *, may_look_up: bool) -> None:
+    @property
+    def _must_wait(self) -> bool:
+        return self._is_ending or self._held is not None
+
+    def _connect(self, packet: Connect, *, may_look_up: bool = False) -> None:
         """Decide and register: with nothing in between, so that no revocation can slip through."""
         identity, hub = self._identity, self._door.hub
         assert identity is not None
         decision = hub.decide(packet, identity)
         if isinstance(decision, Admitted):
+            if self._usage is None and not self._may_connect_now(packet, decision):
+                return
             self._session = hub.register(packet, decision, identity.serial, self._address, self)
+            self._door.settled(self)
             self._last_packet_at = self._door.loop.time()
             self._check_deadlines()
         elif may_look_up and decision.reason is Reason.NOT_ADMITTED:
-            self._look_up(packet, identity)
+            self._hold(packet, hub.rules.look_up(identity.serial))  # it may be younger than our directory
         else:
             self._refuse(decision.reason, decision.detail, packets.connack(decision.return_code))
 
-    def _look_up(self, packet: Connect, identity: PeerIdentity) -> None:
-        """Ask the service for this serial once: the certificate may be younger than our directory."""
+    def _may_connect_now(self, packet: Connect, decision: Admitted) -> bool:
+        """Whether this principal did not connect too often; else this CONNECT waits its turn, or is refused."""
+        now = self._door.loop.time()
+        usage = self._door.hub.usage(decision.entry.principal, now)
+        seconds = usage.connect(now)
+        if seconds is None:
+            self._refuse(Reason.TOO_MANY_CONNECTS, answer=packets.connack(admission.UNAVAILABLE))
+            return False
+        self._usage = usage
+        if seconds:
+            self._hold(packet, asyncio.sleep(seconds))
+        return not seconds
+
+    def _hold(self, packet: Connect, until: Awaitable[None]) -> None:
+        """Read nothing until then, and decide again."""
         assert self._transport is not None
         self._transport.pause_reading()
 
-        async def look_up() -> None:
-            await self._door.hub.rules.look_up(identity.serial)
+        async def hold() -> None:
+            await until
             if self._transport is None or self._is_ending:
                 return
-            self._looking_up = None
+            self._held = None
             self._transport.resume_reading()
-            self._connect(packet, may_look_up=False)
-            if not self._is_ending:
-                self._take_packets()
-            if not self._is_ending:
+            self._connect(packet)
+            if not self._must_wait:
+                self._take_packets(0)
+            if not self._must_wait:
                 self._read()
 
-        self._looking_up = self._door.loop.create_task(look_up())
+        self._held = self._door.loop.create_task(hold())
 
     # Ends
 
@@ -341,9 +422,9 @@ class Connection(asyncio.Protocol):
         """The seconds that are left of each deadline."""
         hub = self._door.hub
         yield (identity.not_after - hub.now()).total_seconds(), Reason.EXPIRED
-        if session.keep_alive:
+        if session.keep_alive and not self._is_slowed:
             yield self._last_packet_at + 1.5 * session.keep_alive - now, Reason.KEEPALIVE  # MQTT-3.1.2-24
-        if self._packet_began_at:
+        if self._packet_began_at and not self._is_slowed:
             yield self._packet_began_at + hub.limits.packet_seconds - now, Reason.TOO_SLOW
         if session.client is not None and admission.needs_fresh_directory(session.client.principal.role):
             yield (_MAX_CHECK_SECONDS if hub.rules.is_fresh() else 0.0), Reason.STALE_DIRECTORY

@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterator
 from typing import Final, Generic, TypeVar
 
 from broker.engines.amqtt.packets import Publish
+from fleet.identity import DeviceId
+from fleet.limits import Limits
 
 S = TypeVar("S", bound=Hashable)
 _MAX_CACHED_ROUTES: Final = 8192
@@ -111,39 +113,70 @@ class _Leaf:
     def __init__(self) -> None:
         self.children: dict[str, _Leaf] = {}
         self.message: Publish | None = None
-        self.owner: str | None = None
+        self.owner: DeviceId | None = None
+
+
+class _Holding:
+    """What one principal has retained."""
+
+    __slots__ = ("size_bytes", "topics")
+
+    def __init__(self) -> None:
+        self.topics: set[str] = set()
+        self.size_bytes = 0
 
 
 class Retained:
-    """The last retained message of each topic, and how many each principal has there."""
+    """The last retained message of each topic; how many, and how much, each principal has there is bounded."""
 
-    def __init__(self, max_per_owner: int) -> None:
+    def __init__(self, limits: Limits) -> None:
         self._root = _Leaf()
-        self._counts: dict[str | None, int] = {}
-        self._max_per_owner = max_per_owner
+        self._holdings: dict[DeviceId | None, _Holding] = {}
+        self._limits = limits
+        self._count = 0
 
     def __len__(self) -> int:
-        return sum(self._counts.values())
+        return self._count
 
-    def set(self, message: Publish, owner: str | None) -> bool:
-        """Keep the message, or forget the topic's if it is empty (3.3.1.3); False where the owner has too many.
+    def set(self, message: Publish, owner: DeviceId | None) -> None:
+        """Keep the message, or forget the topic's if it is empty (3.3.1.3).
 
         `owner` is None for the broker itself, which is not limited.
         """
         if message.is_empty():
             self._forget(message.topic)
-            return True
-        known = self._find(message.topic)
-        held_already = known is not None and known.message is not None and known.owner == owner
-        if owner is not None and not held_already and self._counts.get(owner, 0) >= self._max_per_owner:
-            return False
+            return
         leaf = self._root
         for level in message.topic.split("/"):
             leaf = leaf.children.setdefault(level, _Leaf())
         self._release(leaf)
         leaf.message, leaf.owner = message, owner
-        self._counts[owner] = self._counts.get(owner, 0) + 1
-        return True
+        holding = self._holdings.setdefault(owner, _Holding())
+        holding.topics.add(message.topic)
+        holding.size_bytes += message.size
+        self._count += 1
+
+    def has_room(self, message: Publish, owner: DeviceId) -> bool:
+        """Whether the owner may retain this beside, or in the place of, what it has."""
+        holding = self._holdings.get(owner)
+        if holding is None or message.is_empty():
+            return True
+        count, size_bytes = len(holding.topics) + 1, holding.size_bytes + message.size
+        if message.topic in holding.topics and (known := self.get(message.topic)) is not None:
+            count, size_bytes = count - 1, size_bytes - known.size
+        limits = self._limits
+        return count <= limits.retained_per_principal and size_bytes <= limits.retained_bytes_per_principal
+
+    def get(self, topic: str) -> Publish | None:
+        """The message that is retained for this very topic."""
+        leaf = self._find(topic)
+        return None if leaf is None else leaf.message
+
+    def forget_all_of(self, owner: DeviceId) -> None:
+        """Nothing that this principal retained is left."""
+        holding = self._holdings.get(owner)
+        for topic in tuple(holding.topics) if holding is not None else ():
+            self._forget(topic)
 
     def _find(self, topic: str) -> _Leaf | None:
         leaf: _Leaf | None = self._root
@@ -152,11 +185,15 @@ class Retained:
         return leaf
 
     def _release(self, leaf: _Leaf) -> None:
-        if leaf.message is not None:
-            leaf.message = None
-            self._counts[leaf.owner] -= 1
-            if not self._counts[leaf.owner]:
-                del self._counts[leaf.owner]
+        message, leaf.message = leaf.message, None
+        if message is None:
+            return
+        self._count -= 1
+        holding = self._holdings[leaf.owner]
+        holding.topics.discard(message.topic)
+        holding.size_bytes -= message.size
+        if not holding.topics:
+            del self._holdings[leaf.owner]
 
     def _forget(self, topic: str) -> None:
         path = [("", self._root)]

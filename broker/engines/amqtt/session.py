@@ -1,24 +1,26 @@
 """The state of one client id (MQTT 3.1.1, 3.1.2.4): subscriptions, what is on its way, what waits.
 
 amqtt's Session, with a light state instead of its state machine (23 KB and 0.4 ms each), equal to itself only, and
-bounded queues. It knows no certificate: who publishes is the connection's to say. It is never carried over a
+a bounded backlog. It knows no certificate: who publishes is the connection's to say. It is never carried over a
 reconnect: the successor takes over what it holds.
 """
 
 from __future__ import annotations
 
 from asyncio import Queue
-from collections import deque
-from dataclasses import dataclass
+from collections import OrderedDict
 from typing import Any, Final, Protocol
 
 from amqtt.session import OutgoingApplicationMessage, Session
 
-from broker.engine import Client, Limits, Reason, Stats
+from broker.engine import Client, Reason, Stats
+from broker.engines.amqtt.backlog import Backlog, Waiting
 from broker.engines.amqtt.packets import Connect, Publish, Will, pubrel
+from broker.engines.amqtt.routing import Retained
 from fleet.directory import Entry
 from fleet.identity import DeviceId
-from fleet.policy import Grants
+from fleet.limits import Limits
+from fleet.policy import Action, Grants
 
 
 class Link(Protocol):
@@ -56,15 +58,6 @@ class Delivery(OutgoingApplicationMessage):
         return self.publish.to_send(self.qos or 0, packet_id, retain=self.retain, dup=dup)
 
 
-@dataclass(slots=True)  # not frozen: one is made for every message that waits, and freezing costs thrice
-class Waiting:
-    """A message that waits for a connection, or for room in it."""
-
-    publish: Publish
-    qos: int
-    retain: bool
-
-
 class _State:
     """What amqtt asks of its state machine."""
 
@@ -90,7 +83,9 @@ _NO_QUEUE: Final[Queue[Any]] = Queue(maxsize=1)
 class FleetSession(Session):
     """One client id's state and, while it is connected, its link."""
 
-    def __init__(self, connect: Connect, client_id: str, entry: Entry, limits: Limits, stats: Stats) -> None:
+    def __init__(
+        self, connect: Connect, client_id: str, entry: Entry, limits: Limits, retained: Retained, stats: Stats
+    ) -> None:
         super().__init__()
         self.retained_messages = self.delivered_message_queue = _NO_QUEUE
         self.client_id: str = client_id
@@ -107,11 +102,15 @@ class FleetSession(Session):
         self.filters: dict[str, int] = {}
         self.received_ids: set[int] = set()  # QoS 2: PUBREC sent, PUBREL awaited
         self._deliveries: dict[int, Delivery] = {}
-        self._waiting: deque[Waiting] = deque()
-        self._waiting_bytes = 0
-        self._waiting_qos_0 = 0
-        self._limits = limits
-        self._stats = stats
+        multiple = limits.multiple_for(entry.principal.role)
+        self._max_inflight = limits.inflight_per_session
+        self._waiting = Backlog(
+            limits.queued_messages_per_session * multiple, limits.queued_bytes_per_session * multiple, stats
+        )
+        # Topics whose retained message a new subscription is owed, with the QoS to send it at. What it says is looked
+        # up when there is room: it takes no queue, and is never older than what was sent already.
+        self._owed: OrderedDict[str, int] = OrderedDict()
+        self._retained = retained
 
     def _init_states(self) -> None:
         self.transitions = _State()  # type: ignore[assignment]  # all of Machine that amqtt calls on a session
@@ -127,8 +126,9 @@ class FleetSession(Session):
         return self._deliveries
 
     @property
-    def waiting_count(self) -> int:
-        return len(self._waiting)
+    def waiting(self) -> Backlog:
+        """What waits for the client, but for retained messages."""
+        return self._waiting
 
     def take_over(self, predecessor: FleetSession) -> None:
         """Hold what the predecessor held: all that outlives a connection, and nothing of the connection."""
@@ -136,28 +136,31 @@ class FleetSession(Session):
         self.received_ids = set(predecessor.received_ids)
         self._deliveries = dict(predecessor._deliveries)
         self._packet_id = predecessor._packet_id
-        self._waiting = deque(predecessor._waiting)
-        self._waiting_bytes = predecessor._waiting_bytes
-        self._waiting_qos_0 = predecessor._waiting_qos_0
+        self._waiting, predecessor._waiting = predecessor._waiting, self._waiting
+        self._owed, predecessor._owed = predecessor._owed, self._owed
 
-    def deliver(self, publish: Publish, qos: int, *, retain: bool = False) -> bool:
+    def deliver(self, publish: Publish, qos: int, owner: DeviceId | None) -> bool:
         """Send a message now, or keep it until there is room; False where it was dropped."""
         link = self.link
         if qos == 0:
             if link is None:
                 return True  # QoS 0 is not kept for the absent, and not owed to them
-            if not self._waiting_qos_0 and not link.is_congested:
-                link.send(publish.to_send(0, 0, retain=True) if retain else publish.plain())
+            if not self._waiting.has_qos_0 and not link.is_congested:
+                link.send(publish.plain())
                 return True
         elif link is not None and not self._waiting and self._has_room(link):
-            self._send(link, publish, qos, retain)
+            self._send(link, publish, qos)
             return True
-        return self._enqueue(Waiting(publish, qos, retain))
+        return self._waiting.put(Waiting(publish, qos, owner))
+
+    def owe_retained(self, topic: str, qos: int) -> None:
+        """A new subscription gets what is retained for this topic, as soon as `pump` finds room."""
+        self._owed[topic] = max(qos, self._owed.get(topic, 0))
 
     def _has_room(self, link: Link) -> bool:
-        return len(self._deliveries) < self._limits.inflight_per_session and not link.is_congested
+        return len(self._deliveries) < self._max_inflight and not link.is_congested
 
-    def _send(self, link: Link, publish: Publish, qos: int, retain: bool) -> None:
+    def _send(self, link: Link, publish: Publish, qos: int, *, retain: bool = False) -> None:
         packet_id = self._free_packet_id()
         self._deliveries[packet_id] = Delivery(publish, packet_id, qos, retain)
         link.send(publish.to_send(qos, packet_id, retain=retain))
@@ -170,46 +173,36 @@ class FleetSession(Session):
                 self._packet_id = packet_id
                 return packet_id
 
-    def _enqueue(self, message: Waiting) -> bool:
-        """Keep a message, within the bounds. QoS 0 gives way first, and may fill only half."""
-        limits, size = self._limits, message.publish.size
-        share = 1 if message.qos else 2
-        while (
-            len(self._waiting) >= limits.queued_messages_per_session // share
-            or self._waiting_bytes + size > limits.queued_bytes_per_session // share
-        ):
-            if not (message.qos and self._drop_waiting_qos_0()):
-                self._stats.messages_dropped += 1
-                return False
-        self._waiting.append(message)
-        self._waiting_bytes += size
-        self._waiting_qos_0 += message.qos == 0
-        return True
-
-    def _drop_waiting_qos_0(self) -> bool:
-        if not self._waiting_qos_0:
-            return False
-        at = next(at for at, message in enumerate(self._waiting) if message.qos == 0)
-        self._waiting_bytes -= self._waiting[at].publish.size
-        self._waiting_qos_0 -= 1
-        self._stats.messages_dropped += 1
-        del self._waiting[at]
-        return True
-
     def pump(self) -> None:
-        """Send what waits, as far as there is room."""
+        """Send what waits, then what is retained and owed, as far as there is room."""
         link, waiting = self.link, self._waiting
         while link is not None and waiting and not link.is_congested:
-            message = waiting[0]
-            if message.qos and not self._has_room(link):
+            if waiting.first.qos and not self._has_room(link):
                 return
-            waiting.popleft()
-            self._waiting_bytes -= message.publish.size
+            message = waiting.pop()
             if message.qos:
-                self._send(link, message.publish, message.qos, message.retain)
+                self._send(link, message.publish, message.qos)
             else:
-                self._waiting_qos_0 -= 1
-                link.send(message.publish.to_send(0, 0, retain=message.retain))
+                link.send(message.publish.plain())
+        if link is not None and self._owed and not waiting:
+            self._send_owed(link)
+
+    def _send_owed(self, link: Link) -> None:
+        while self._owed and self._has_room(link):
+            topic, granted_qos = self._owed.popitem(last=False)
+            message = self._retained.get(topic)
+            # That the filter was granted is one check, this is another.
+            if message is None or not self.grants.decide(Action.SUBSCRIBE, topic).allowed:
+                continue
+            if qos := min(granted_qos, message.qos):
+                self._send(link, message, qos, retain=True)
+            else:
+                link.send(message.to_send(0, 0, retain=True))
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `pump` would send something if there were room."""
+        return bool(self._waiting or self._owed)
 
     def send_again(self) -> None:
         """After a reconnect: everything unacknowledged, in its first order, then what waits (4.4, 4.6)."""
@@ -218,13 +211,15 @@ class FleetSession(Session):
                 self.link.send(delivery.frame(packet_id, dup=True))
             self.pump()
 
-    def acknowledged(self, packet_id: int) -> None:
-        """PUBACK came, for whatever id."""
+    def acknowledged(self, packet_id: int) -> bool:
+        """PUBACK came; whether it was awaited."""
         delivery = self._deliveries.get(packet_id)
         if delivery is not None and delivery.qos == 1:
             del self._deliveries[packet_id]
-            if self._waiting:
+            if self._waiting or self._owed:
                 self.pump()
+            return True
+        return False
 
     def received(self, packet_id: int) -> None:
         """PUBREC came: answered with PUBREL, for an id that is not known too, so that the client can finish."""
@@ -247,5 +242,5 @@ class FleetSession(Session):
         self.received_ids.clear()
         self._deliveries.clear()
         self._waiting.clear()
-        self._waiting_bytes = self._waiting_qos_0 = 0
+        self._owed.clear()
         self.will = None

@@ -17,13 +17,14 @@ from amqtt.errors import BrokerError
 from amqtt.session import OutgoingApplicationMessage, Session
 
 from broker.directory import Directory
-from broker.engine import Limits, Rules
+from broker.engine import Rules
 from broker.engines.amqtt.embedding import OVERRIDDEN, FleetBroker
 from broker.engines.amqtt.hub import Hub
 from broker.engines.amqtt.listener import Door
 from broker.engines.amqtt.session import Delivery, FleetSession
 from broker.trust import load_trust
 from fleet.identity import Serial, Server
+from fleet.limits import Limits
 from fleet.policy import DEFAULT_POLICY
 from tests.certificates import TestFleet
 

@@ -9,6 +9,7 @@ from broker.engines.amqtt.packets import Publish
 from broker.engines.amqtt.routing import Retained, Subscriptions
 from fleet import topics
 from fleet.identity import DeviceId
+from fleet.limits import Limits
 
 LEVELS = st.sampled_from(["a", "b", "", "$SYS", "$x"])
 TOPICS = st.lists(LEVELS, min_size=1, max_size=4).map("/".join).filter(topics.is_topic_name)
@@ -59,10 +60,10 @@ def test_retained_messages_are_found_as_the_naive_matcher_would(
     kept: list[tuple[str, bytes, str]], topic_filter: str
 ) -> None:
     """A subscriber would be given a message of a topic that its filter does not match, or one that was deleted."""
-    trie = Retained(max_per_owner=100)
+    trie = Retained(Limits())
     naive: dict[str, bytes] = {}
     for topic, payload, owner in kept:
-        assert trie.set(Publish.of(topic, payload, 0, retain=True), None if owner == "y" else _id(owner))
+        trie.set(Publish.of(topic, payload, 0, retain=True), None if owner == "y" else _id(owner))
         naive.pop(topic, None)
         if payload:
             naive[topic] = payload
@@ -73,21 +74,49 @@ def test_retained_messages_are_found_as_the_naive_matcher_would(
 
 def test_an_owner_may_replace_what_it_has_when_it_is_full() -> None:
     """A device at its limit could not change its status any more."""
-    trie = Retained(max_per_owner=1)
-    assert trie.set(Publish.of("a", b"1", 0, retain=True), _id("x"))
-    assert not trie.set(Publish.of("b", b"1", 0, retain=True), _id("x"))
-    assert trie.set(Publish.of("a", b"2", 0, retain=True), _id("x"))
-    assert trie.set(Publish.of("a", b"", 0, retain=True), _id("x"))
-    assert trie.set(Publish.of("b", b"1", 0, retain=True), _id("x"))
+    trie = Retained(Limits(retained_per_principal=1))
+    trie.set(_message("a"), _PUMP)
+    assert not trie.has_room(_message("b"), _PUMP)
+    assert trie.has_room(_message("a", b"2"), _PUMP)
+    assert trie.has_room(_message("a", b""), _PUMP)
+    trie.set(_message("a", b""), _PUMP)
+    assert trie.has_room(_message("b"), _PUMP)
 
 
-def test_the_broker_itself_is_not_limited() -> None:
-    """A device could fill its share so that its revocation is not told."""
-    trie = Retained(max_per_owner=1)
-    assert trie.set(Publish.of("a", b"1", 0, retain=True), _id("x"))
-    assert trie.set(Publish.of("a", b"2", 0, retain=True), None)
-    assert trie.set(Publish.of("b", b"2", 0, retain=True), None)
+def test_what_an_owner_retains_is_bounded_in_bytes() -> None:
+    """A hundred messages of the greatest size from each of ten thousand devices are more memory than there is."""
+    trie = Retained(Limits(retained_bytes_per_principal=1000))
+    trie.set(_message("a", bytes(900)), _PUMP)
+    assert not trie.has_room(_message("b", bytes(100)), _PUMP)
+    assert trie.has_room(_message("a", bytes(990)), _PUMP)
+    assert trie.has_room(_message("b", bytes(100)), DeviceId("valve-1"))
+
+
+def test_a_topic_that_changes_hands_counts_for_its_new_owner() -> None:
+    """What the broker says of a device would count as the device's, or what a device said as the broker's."""
+    trie = Retained(Limits(retained_per_principal=1))
+    trie.set(_message("a"), _PUMP)
+    trie.set(_message("a"), None)
+    trie.set(_message("b"), None)
     assert 2 == len(trie)
+    assert trie.has_room(_message("c"), _PUMP)
+
+
+def test_all_of_an_owner_is_forgotten_and_nothing_else() -> None:
+    """A successor would find its predecessor's messages under its name."""
+    trie = Retained(Limits())
+    for topic, owner in (("a/b", _PUMP), ("a/c", _PUMP), ("a/d", None), ("a", DeviceId("valve-1"))):
+        trie.set(_message(topic), owner)
+    trie.forget_all_of(_PUMP)
+    assert {"a", "a/d"} == {message.topic for message in trie.matching("#")}
+    assert 2 == len(trie)
+
+
+_PUMP = DeviceId("pump-07")
+
+
+def _message(topic: str, payload: bytes = b"1") -> Publish:
+    return Publish.of(topic, payload, 0, retain=True)
 
 
 def _id(text: str) -> DeviceId:

@@ -1,5 +1,9 @@
 """`fleet.toml`."""
 
+import re
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +11,7 @@ from hypothesis import strategies as st
 from fleet.config import Address, load, parse_address
 from fleet.errors import InvalidInput
 from fleet.identity import DeviceId, Principal, Role
+from fleet.limits import Limits
 from fleet.policy import Action
 
 _GOOD = 'trust_domain = "acme.example"\nhosts = ["gateway.local"]\ncrl_url = "http://gateway.local:8080/crl"\n'
@@ -57,3 +62,22 @@ def test_bad_addresses(text: str) -> None:
     """An address that nobody can listen on is accepted."""
     with pytest.raises(InvalidInput):
         parse_address(text)
+
+
+def test_limits_of_the_broker_are_read_and_checked() -> None:
+    """A gateway could not be fitted to its fleet, or a slip of the pen would open it to a flood."""
+    table = "[broker.limits]\nmessages_per_second = 50\nconnect_seconds = 2.5\n"
+    assert Limits(messages_per_second=50, connect_seconds=2.5) == load(_GOOD + table).broker_limits
+    wrong = '[broker.limits]\nmessages_per_second = 0\nmax_connections = 2.5\nburst_seconds = "1"\nmesages = 1\n'
+    with pytest.raises(InvalidInput) as caught:
+        load(_GOOD + wrong)
+    for name in ("messages_per_second", "max_connections", "burst_seconds", "unknown key broker.limits.mesages"):
+        assert name in str(caught.value)
+
+
+def test_the_documented_limits_are_the_ones_there_are() -> None:
+    """An operator would set what is not read, or rely on a default that is another."""
+    text = (Path(__file__).parents[3] / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = text.split("### What one client may take")[1].split("\n### ")[0].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", section, re.MULTILINE))
+    assert {field.name: field.default for field in fields(Limits)} == {k: float(v) for k, v in rows.items()}

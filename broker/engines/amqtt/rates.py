@@ -1,0 +1,66 @@
+"""How much a principal may send: token buckets that outlive its connections, so that a reconnect buys nothing."""
+
+from __future__ import annotations
+
+from fleet.identity import Role
+from fleet.limits import Limits
+
+
+class Bucket:
+    """A token bucket that may run into debt: what came is taken, and what comes next waits.
+
+    `rate` is in tokens a second; times are of one monotonic clock, in seconds.
+    """
+
+    __slots__ = ("_at", "_burst", "_level", "_rate")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
+        self._burst = self._level = max(burst, 1.0)
+        self._at = now
+
+    def take(self, amount: float, now: float) -> float:
+        """Take `amount`; the seconds until the debt is paid, 0 if there is none."""
+        self._level = min(self._burst, self._level + (now - self._at) * self._rate) - amount
+        self._at = now
+        return max(0.0, -self._level / self._rate)
+
+    def give_back(self, amount: float) -> None:
+        """What was taken was not used."""
+        self._level += amount
+
+
+class Usage:
+    """What one principal has used of its rates, over all its connections."""
+
+    __slots__ = ("_bytes", "_connects", "_max_hold_seconds", "_messages", "_slowed_since")
+
+    def __init__(self, limits: Limits, role: Role, now: float) -> None:
+        multiple, burst = limits.multiple_for(role), limits.burst_seconds
+        messages, size = limits.messages_per_second * multiple, limits.bytes_per_second * multiple
+        self._messages = Bucket(messages, messages * burst, now)
+        self._bytes = Bucket(size, size * burst, now)
+        self._connects = Bucket(limits.connects_per_minute / 60, limits.connects_per_minute, now)
+        self._max_hold_seconds = limits.connect_seconds / 2
+        self._slowed_since: float | None = None
+
+    def connect(self, now: float) -> float | None:
+        """The seconds that a CONNECT has to wait; None where there would be too many, and it is refused."""
+        seconds = self._connects.take(1, now)
+        if seconds <= self._max_hold_seconds:
+            return seconds
+        self._connects.give_back(1)
+        return None
+
+    def send(self, messages: int, size_bytes: int, now: float) -> float:
+        """The seconds for which no more is read of one that sent this."""
+        seconds = max(self._messages.take(messages, now), self._bytes.take(size_bytes, now))
+        if not seconds:
+            self._slowed_since = None
+        elif self._slowed_since is None:
+            self._slowed_since = now
+        return seconds
+
+    def slowed_for(self, now: float) -> float:
+        """For how many seconds it has been too fast without a break."""
+        return 0.0 if self._slowed_since is None else now - self._slowed_since
