@@ -105,7 +105,8 @@ def _check_ttl(order: TokenOrder) -> None:
     if order.role is not Role.DEVICE and order.device is None:
         raise InvalidInput(f"a token of role {order.role} is for one exact id", hint="give --device ID")
     if order.ttl is not None and not timedelta(seconds=1) <= order.ttl <= longest:
-        raise InvalidInput(f"a token of role {order.role} lives 1 s to {longest}", hint="give a shorter --ttl")
+        hours = f"{longest // timedelta(hours=1)}h"
+        raise InvalidInput(f"a token of role {order.role} lives 1s to {hours}", hint=f"as --ttl {hours}")
 
 
 def _longest_default(role: Role) -> timedelta:

@@ -110,9 +110,9 @@ def revoke_token(transaction: Connection, id: str, now: datetime) -> None:
     _REVOKE.run(transaction, of=id, now=now)
 
 
-def revoke_replace_tokens(transaction: Connection, device: DeviceId, now: datetime) -> None:
-    """End the tokens that could give `device` a new identity."""
-    _REVOKE_REPLACING.run(transaction, of=device, now=now)
+def revoke_replace_tokens(transaction: Connection, device: DeviceId, now: datetime) -> int:
+    """End the tokens that could give `device` a new identity; how many there were."""
+    return _REVOKE_REPLACING.run(transaction, of=device, now=now)
 
 
 def record_redemption(transaction: Connection, token: str, key: bytes, certificate: int, now: datetime) -> None:

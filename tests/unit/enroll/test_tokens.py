@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from enroll import tokens
+from enroll.cli.options import parse_duration
 from enroll.tokens import TokenOrder
 from fleet.errors import InvalidInput
 from fleet.identity import DeviceId, Role
@@ -54,6 +55,15 @@ def test_a_token_lives_a_day_and_for_other_roles_an_hour(role: Role, ttl: timede
     """A forgotten token of an operator is good for a day."""
     _, record = tokens.mint(TokenOrder(device=PUMP, role=role), now=NOW, token_bytes=entropy)
     assert NOW + ttl == record.expires_at
+
+
+@pytest.mark.parametrize(("role", "longest"), [(Role.DEVICE, "720h"), (Role.OPERATOR, "1h")])
+def test_how_long_a_token_may_live_is_said_as_the_flag_takes_it(role: Role, longest: str) -> None:
+    """An admin types what the error says, and gets the next error."""
+    with pytest.raises(InvalidInput, match=f"lives 1s to {longest}$"):
+        tokens.mint(TokenOrder(device=PUMP, role=role, ttl=timedelta(days=31)), now=NOW, token_bytes=entropy)
+    ttl = parse_duration(longest)
+    assert NOW + ttl == tokens.mint(TokenOrder(PUMP, role=role, ttl=ttl), now=NOW, token_bytes=entropy)[1].expires_at
 
 
 def test_the_record_does_not_hold_the_secret() -> None:
