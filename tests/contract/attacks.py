@@ -126,7 +126,7 @@ def hears(target: Target, peer: Peer, wanted: bytes) -> bool:
 
     An engine of ours has handled what came before a PINGREQ once it answers that; for amqtt there is only waiting.
     """
-    peer.socket.settimeout(within(3))
+    peer.socket.settimeout(within(2))
     with contextlib.suppress(ConnectionError, ssl.SSLError, AssertionError):
         peer.send(mqtt.PINGREQ)
         while (frame := peer.receive()) != mqtt.PINGRESP or target.is_as_shipped:
