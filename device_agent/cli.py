@@ -26,6 +26,7 @@ from fleet import join
 from fleet.errors import FleetError, InvalidInput, printable, report
 from fleet.identity import DeviceId
 from fleet.layout import AgentHome
+from fleet.streams import escape_unencodable
 
 if TYPE_CHECKING:
     from device_agent.joining import Invitation
@@ -37,6 +38,7 @@ _DESCRIPTION: Final = "Gives this device an identity of its own and keeps it con
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status. Bad input ends in an `error:` and a `hint:` line, never in a traceback."""
+    escape_unencodable(sys.stdout, sys.stderr)
     options = _parser().parse_args(argv)
     try:
         return _dispatch(options)

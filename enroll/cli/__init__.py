@@ -9,10 +9,12 @@ import typer
 
 from enroll.cli.app import app
 from fleet.errors import FleetError, printable, report
+from fleet.streams import escape_unencodable
 
 
 def main() -> int:
     """Run the command line; its exit status (DESIGN section 9)."""
+    escape_unencodable(sys.stdout, sys.stderr)
     try:
         status = app(prog_name="enroll", standalone_mode=False)
         sys.stdout.flush()

@@ -80,6 +80,8 @@ def _print_outcome(record: CommandRecord) -> None:
 
     hint = f"enroll device show {record.device}"
     match record.state:
+        case CommandState.DONE if record.error:  # the agent could not keep or send what the firmware answered
+            raise FleetError(f"{record.device} did it, but {record.error}", hint="have it answer with less")
         case CommandState.DONE:
             print(json.dumps(_output(record), ensure_ascii=True))
         case CommandState.FAILED:
