@@ -29,7 +29,9 @@ from broker.engines.amqtt.packets import (
 from fleet import topics
 
 # 1.5.3: NUL must not be in a text; other control characters and non-characters should not, and a receiver may close.
-_UNWANTED = re.compile("[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
+# Of the non-characters (Unicode, 23.7) the last two of every plane are among them.
+_PLANE_ENDS = "".join(chr(plane << 16 | 0xFFFE) + chr(plane << 16 | 0xFFFF) for plane in range(17))
+_UNWANTED = re.compile(f"[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef{_PLANE_ENDS}]")
 _MAX_CACHED_TOPICS: Final = 4096
 
 # What a client may send: packet type and flags in one byte (2.2.1, 2.2.2). PUBLISH has flags of its own.
