@@ -2,16 +2,19 @@
 
 Everything is built in a sibling directory, fsynced, and renamed to its name:
 
-    mkdir(.HOME.init-XXXX, 0700) ... write and fsync each file ... fsync each directory
+    mkdir(.HOME.init-XXXX, 0700), flock ... write and fsync each file ... fsync each directory
     rename(.HOME.init-XXXX, HOME), fsync(parent)
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import ipaddress
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -120,29 +123,62 @@ def _check_free(path: Path) -> None:
 
 @contextmanager
 def _built_aside(path: Path, nonce: str) -> Iterator[Path]:
-    """A private directory that becomes `path` at the end, or is gone."""
+    """A private directory that becomes `path` at the end, or is gone; locked, so that nobody takes it for left over."""
     aside = path.parent / f".{path.name}.init-{nonce}"
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_left_over(path)
+            aside.mkdir(mode=0o700)
+            stack.callback(shutil.rmtree, aside, ignore_errors=True)
+            stack.enter_context(_locked(aside))
+        except OSError as error:
+            raise FleetError(
+                f"{path} cannot be made: {(error.strerror or str(error)).lower()}",
+                hint="name another directory: --home DIR",
+            ) from error
+        try:
+            yield aside
+            for folder, _, _ in os.walk(aside):
+                _sync_directory(Path(folder))
+            aside.rename(path)  # onto nothing, or onto an empty directory
+            _sync_directory(path.parent)
+        except OSError as error:
+            raise FleetError(
+                f"{path} cannot be written: {(error.strerror or str(error)).lower()}",
+                hint="free space, or name another --home",
+            ) from error
+
+
+def _remove_left_over(path: Path) -> None:
+    """Remove what an init of the same home left when it was killed: there are keys in it.
+
+    Only a directory of ours, by the very name that init gives, which no init that lives holds the lock of.
+    """
+    name = re.compile(re.escape(f".{path.name}.init-") + "[0-9a-f]{8}")
+    for found in path.parent.iterdir():
+        if name.fullmatch(found.name) and _is_ours(found):
+            with contextlib.suppress(OSError), _locked(found):
+                shutil.rmtree(found, ignore_errors=True)
+
+
+def _is_ours(path: Path) -> bool:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.mkdir(mode=0o700)
-    except OSError as error:
-        raise FleetError(
-            f"{path} cannot be made: {(error.strerror or str(error)).lower()}",
-            hint="name another directory: --home DIR",
-        ) from error
+        status = path.lstat()
+    except OSError:  # gone by now
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the directory; the system lets go of it however this process ends. Raises: OSError, another holds it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        yield aside
-        for folder, _, _ in os.walk(aside):
-            _sync_directory(Path(folder))
-        aside.rename(path)  # onto nothing, or onto an empty directory
-        _sync_directory(path.parent)
-    except OSError as error:
-        raise FleetError(
-            f"{path} cannot be written: {(error.strerror or str(error)).lower()}",
-            hint="free space, or name another --home",
-        ) from error
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _build(home: AdminHome, plan: Plan, now: datetime, token_bytes: TokenBytes) -> Authority:
