@@ -64,6 +64,8 @@ def _move(registry: Registry, id: DeviceId, state: State, by: str, now: datetime
 def _move_in(transaction: Transaction, id: DeviceId, state: State, by: str, now: datetime) -> PrincipalRecord:
     found = _find(transaction, id)
     if found.state is state:
+        if state is State.REVOKED and _end(transaction, id, now):  # a token to replace it was made since
+            audit.record(transaction, now, f"principal.{state}", principal=str(found.principal), by=by)
         return found
     if found.state is State.REVOKED:
         hint = f"give its name to a new key: enroll token create --device {id} --replace"
@@ -77,10 +79,12 @@ def _move_in(transaction: Transaction, id: DeviceId, state: State, by: str, now:
     return moved
 
 
-def _end(transaction: Transaction, id: DeviceId, now: datetime) -> None:
+def _end(transaction: Transaction, id: DeviceId, now: datetime) -> bool:
+    """End what `id` holds, and what could give it more; whether there was any."""
     live = [certificate.serial for certificate in identity.live_certificates_of(transaction, id)]
     identity.set_certificate_states(transaction, live, CertificateState.REVOKED)
-    token_rows.revoke_replace_tokens(transaction, id, now)
+    tokens_ended = token_rows.revoke_replace_tokens(transaction, id, now)
+    return bool(live or tokens_ended)
 
 
 def _find(transaction: Transaction, id: DeviceId) -> PrincipalRecord:
