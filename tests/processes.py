@@ -73,14 +73,19 @@ class Program:
     """One running program. Leaving the context sends SIGTERM, waits, kills if it must, and reaps."""
 
     def __init__(
-        self, program: str, *args: object, env: Mapping[str, str] | None = None, cwd: Path | str | None = None
+        self,
+        program: str,
+        *args: object,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | str | None = None,
+        takes_input: bool = False,
     ) -> None:
         self.name = program
         self._lines: dict[Stream, list[str]] = {"stdout": [], "stderr": []}
         self._changed = threading.Condition()
         self._process = subprocess.Popen(
             command_line(program, *args),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if takes_input else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment(env),
@@ -137,6 +142,12 @@ class Program:
         with self._changed:
             return len(self._lines[stream])
 
+    def write_line(self, line: str) -> None:
+        """Write a line on its standard input; for one that was started with `takes_input`."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal; nothing happens if it has ended."""
         self._process.send_signal(number)
@@ -158,6 +169,8 @@ class Program:
             raise AssertionError(f"it did not end\n{self.describe()}") from None
         for reader in self._readers:
             reader.join(within(5))
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         return status
 
     def stop(self) -> int:

@@ -180,7 +180,7 @@ def test_a_client_id_that_is_not_the_common_name_is_refused(
     with broker.join(valve, mqtt.connect(valve.id, clean=False)) as victim:
         victim.ask(mqtt.subscribe(("devices/valve-1/down/#", 1)))
         with broker.peer(pump) as peer:
-            assert NOT_AUTHORIZED == peer.ask(mqtt.connect(client_id, clean=clean))
+            assert ID_REJECTED == peer.ask(mqtt.connect(client_id, clean=clean))
             assert peer.is_closed()
         victim.sync()
         assert 1 == broker.call(broker.engine.stats).subscriptions
@@ -200,7 +200,7 @@ def test_operators_and_services_may_have_several_connections(broker: RunningEngi
 def test_a_suffix_is_neither_empty_nor_endless(broker: RunningEngine, operator: Identity, client_id: str) -> None:
     """A client id would be a place to keep things."""
     with broker.peer(operator) as peer:
-        assert NOT_AUTHORIZED == peer.ask(mqtt.connect(client_id))
+        assert ID_REJECTED == peer.ask(mqtt.connect(client_id))
 
 
 def test_with_a_stale_directory_devices_go_on_and_operators_do_not(
@@ -250,9 +250,9 @@ def test_a_refused_connect_leaves_the_victims_state_alone(
         victim.ask(mqtt.subscribe(("devices/valve-1/down/#", 1)))
     broker.wait_event(Disconnected)
     forged = broker.fleet.client(valve.id)
-    for intruder in (pump, forged):
+    for intruder, refusal in ((pump, ID_REJECTED), (forged, NOT_AUTHORIZED)):
         with broker.peer(intruder) as peer:
-            assert NOT_AUTHORIZED == peer.ask(mqtt.connect(valve.id, clean=True))
+            assert refusal == peer.ask(mqtt.connect(valve.id, clean=True))
     with broker.peer(valve) as peer:
         assert mqtt.ACCEPTED_PRESENT == peer.ask(mqtt.connect(valve.id, clean=False))
     assert 1 == broker.call(broker.engine.stats).sessions

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,18 +44,28 @@ class Rejected:
 
 
 def decide(
-    connect: Connect, peer: PeerIdentity, entry: Entry | None, policy: Policy, *, is_fresh: bool
+    connect: Connect,
+    peer: PeerIdentity,
+    entry: Entry | None,
+    policy: Policy,
+    *,
+    is_fresh: bool,
+    has_session: Callable[[str], bool] = lambda client_id: False,
 ) -> Admitted | Rejected:
-    """Decide with the directory's `entry` of the certificate's common name, and whether the directory is fresh."""
+    """Decide with the directory's `entry` of the certificate's common name, and whether the directory is fresh.
+
+    `has_session` tells which client ids are in use: one that gives itself no name is given another.
+    """
     if entry is None or entry.principal.id != peer.device or not entry.admits(peer.serial):
         return Rejected(NOT_AUTHORIZED, Reason.NOT_ADMITTED, f"serial {peer.serial}")
     if not is_fresh and needs_fresh_directory(entry.principal.role):
         return Rejected(UNAVAILABLE, Reason.STALE_DIRECTORY)
     if not connect.client_id and not connect.clean_session:
         return Rejected(ID_REJECTED, Reason.NO_CLIENT_ID)  # MQTT-3.1.3-8
-    client_id = connect.client_id or peer.device
+    client_id = connect.client_id or _unused_name(peer.device, entry.principal.role, has_session)
     if not _is_own(client_id, peer.device, entry.principal.role):
-        return Rejected(NOT_AUTHORIZED, Reason.FOREIGN_CLIENT_ID, client_id[:_MAX_CLIENT_ID_CHARS])
+        # MQTT-3.1.3-9
+        return Rejected(ID_REJECTED, Reason.FOREIGN_CLIENT_ID, client_id[:_MAX_CLIENT_ID_CHARS])
     grants = policy.grants(entry.principal)
     if connect.will is not None and not grants.decide(Action.PUBLISH, connect.will.topic).allowed:
         return Rejected(NOT_AUTHORIZED, Reason.WILL_DENIED, connect.will.topic)
@@ -63,6 +75,16 @@ def decide(
 def needs_fresh_directory(role: Role) -> bool:
     """Whether a revocation that has not reached us would let someone command: devices go on, these do not."""
     return role in _BEYOND_ONE_DEVICE
+
+
+def _unused_name(device: DeviceId, role: Role, has_session: Callable[[str], bool]) -> str:
+    """The name of a client that gave none (MQTT-3.1.3-6): unique for those with several connections.
+
+    A device has one, and its certificate makes that unique: a second connection takes over.
+    """
+    if role not in _BEYOND_ONE_DEVICE or not has_session(device):
+        return device
+    return next(name for n in itertools.count(2) if not has_session(name := f"{device}:{n}"))
 
 
 def _is_own(client_id: str, device: DeviceId, role: Role) -> bool:

@@ -98,7 +98,9 @@ class Hub:
         """Whether a CONNECT is let in now; changes nothing."""
         rules = self.rules
         entry = rules.directory.entry(peer.device)
-        decision = admission.decide(connect, peer, entry, rules.policy, is_fresh=rules.is_fresh())
+        decision = admission.decide(
+            connect, peer, entry, rules.policy, is_fresh=rules.is_fresh(), has_session=self.sessions.__contains__
+        )
         if isinstance(decision, Admitted) and self._others(peer.device, decision.client_id) >= (
             self.limits.sessions_per_principal
         ):

@@ -39,7 +39,7 @@ def test_only_the_listed_holder_of_the_name_gets_in(role: Role, state: State, li
     if state is not State.ACTIVE or listed != SERIAL:
         assert decision == Rejected(5, Reason.NOT_ADMITTED, "serial aa")
     elif not is_own:
-        assert decision == Rejected(5, Reason.FOREIGN_CLIENT_ID, client_id)
+        assert decision == Rejected(2, Reason.FOREIGN_CLIENT_ID, client_id)
     else:
         assert isinstance(decision, Admitted)
         assert (client_id or "pump-07", role) == (decision.client_id, decision.entry.principal.role)
@@ -52,6 +52,24 @@ def test_nobody_is_let_in_without_an_entry_or_with_anothers() -> None:
         decision = decide(CONNECT, PEER, entry, DEFAULT_POLICY, is_fresh=True)
         assert isinstance(decision, Rejected)
         assert (5, Reason.NOT_ADMITTED) == (decision.return_code, decision.reason)
+
+
+@pytest.mark.parametrize("role", [Role.OPERATOR, Role.SERVICE])
+def test_a_name_that_is_given_is_nobodys_yet(role: Role) -> None:
+    """MQTT-3.1.3-6: a person's second window would end the first, or empty a session that is kept."""
+    taken = {"pump-07", "pump-07:2"}
+    unnamed = replace(CONNECT, client_id="")
+    decision = decide(unnamed, PEER, with_role(role), DEFAULT_POLICY, is_fresh=True, has_session=taken.__contains__)
+    assert isinstance(decision, Admitted)
+    assert "pump-07:3" == decision.client_id
+
+
+def test_a_device_without_a_name_is_given_its_own() -> None:
+    """A device has one connection: a suffix would give it a second one."""
+    unnamed = replace(CONNECT, client_id="")
+    decision = decide(unnamed, PEER, ENTRY, DEFAULT_POLICY, is_fresh=True, has_session=lambda _: True)
+    assert isinstance(decision, Admitted)
+    assert "pump-07" == decision.client_id
 
 
 def test_no_client_id_needs_a_clean_session() -> None:

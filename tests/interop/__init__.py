@@ -1,0 +1,1 @@
+"""Real MQTT clients that others wrote, over mutual TLS: paho-mqtt, MQTT.js, the mosquitto programs."""
