@@ -25,10 +25,11 @@ from cryptography import x509
 
 from enroll.csr_attributes import csr_attributes
 from enroll.issuer import IssuerEnding
+from enroll.outcomes import answer_of, asker_of, base64_answer
 from enroll.rate_limit import RateLimit, Sparsely, network_of
 from enroll.registry import Registry, RegistryUnavailable, feed
 from enroll.registry import tokens as token_rows
-from enroll.service import Asker, Enrolment, Issued, NotAllowed, Peer, admit
+from enroll.service import Enrolment, NotAllowed, Peer, RequestDenied, TooManyWaiting, admit
 from enroll.tokens import TokenRefused, check_secret, check_unspent
 from fleet import directory, est
 from fleet.errors import Denied, FleetError, InvalidInput, NotFound, printable
@@ -36,7 +37,7 @@ from fleet.est import Csr, EstRequest, EstResponse, InvalidCsr
 from fleet.identity import InvalidDeviceId, Role, Serial
 from fleet.join import InvalidToken, Token, parse_token
 from fleet.logs import event
-from fleet.messages import MAX_TELEMETRY_BYTES, format_time
+from fleet.messages import MAX_TELEMETRY_BYTES
 from fleet.pki import WeakKey, serial_of
 
 _log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ _STATUSES: Final[tuple[tuple[type[FleetError], int], ...]] = (
     (NotFound, 404),
     (RegistryUnavailable, 503),
     (IssuerEnding, 503),
+    (TooManyWaiting, 503),
     (FleetError, 500),
 )
 
@@ -106,6 +108,8 @@ def refusal(error: FleetError) -> EstResponse:
             headers["WWW-Authenticate"] = "Certificate"
         case _TooManyRefusals():
             headers["Retry-After"] = str(math.ceil(error.seconds))
+        case RequestDenied():
+            headers[est.REQUEST_HEADER] = "denied"
         case _ if status == 401:
             headers["WWW-Authenticate"] = _BASIC
         case _ if status == 503:
@@ -117,16 +121,12 @@ def _json(value: object) -> EstResponse:
     return EstResponse(200, json.dumps(value).encode() + b"\n", {"Content-Type": _JSON})
 
 
-def _est(body: bytes, media_type: str) -> EstResponse:
-    """Base64, and said so: RFC 8951 lets a server leave the encoding out, older clients want it."""
-    return EstResponse(200, body, {"Content-Type": media_type, "Content-Transfer-Encoding": "base64"})
-
-
 @dataclass(slots=True)
 class EstApp:
     """Answers requests. `handle` may block on the disk and is called from one thread at a time.
 
     `clock` is the time of day in UTC, `monotonic` seconds that never jump, `brokers` the addresses to connect to.
+    `is_pairing` lets devices ask without a token (DESIGN section 3).
     """
 
     enrolment: Enrolment
@@ -134,6 +134,7 @@ class EstApp:
     brokers: Callable[[], tuple[str, ...]]
     clock: Callable[[], datetime]
     monotonic: Callable[[], float]
+    is_pairing: bool = False
     _by_address: RateLimit = field(default_factory=lambda: RateLimit(REFUSALS_PER_ADDRESS))
     _by_token: RateLimit = field(default_factory=lambda: RateLimit(REFUSALS_PER_TOKEN))
     _told: Sparsely = field(default_factory=Sparsely)
@@ -142,8 +143,8 @@ class EstApp:
     def __post_init__(self) -> None:
         ca_certificates = est.encode_certificates(self.certificates)
         self._fixed = {
-            est.CACERTS: _est(ca_certificates, est.PKCS7),
-            est.CSRATTRS: _est(est.encode_body(csr_attributes()), est.CSRATTRS_TYPE),
+            est.CACERTS: base64_answer(ca_certificates, est.PKCS7),
+            est.CSRATTRS: base64_answer(est.encode_body(csr_attributes()), est.CSRATTRS_TYPE),
             est.HEALTH: _json({"status": "ok"}),
         }
 
@@ -214,15 +215,17 @@ class EstApp:
 
     def _simple_enroll(self, request: EstRequest) -> EstResponse:
         _check_body(request)
-        token = parse_token(_password(request))
+        user, password = _basic_credentials(request)
+        if self.is_pairing and user == est.PAIRING_USER and not password:
+            return answer_of(self.enrolment.pair(_csr_in(request), self.clock(), asker_of(request)))
+        token = parse_token(password)
         self._check_guesses(network_of(request.address), token)
         try:
-            asker = Asker(request.address)
-            issued = self.enrolment.enrol(token, lambda: _csr_in(request), self.clock(), asker)
+            outcome = self.enrolment.enrol(token, lambda: _csr_in(request), self.clock(), asker_of(request))
         except TokenRefused:
             self._by_token.count(token.id, self.monotonic())
             raise
-        return _certified(issued)
+        return answer_of(outcome)
 
     def _check_guesses(self, network: str, token: Token) -> None:
         """Raises: _TooManyRefusals where too much was guessed of late, unless this is no guess."""
@@ -247,7 +250,7 @@ class EstApp:
     def _simple_reenroll(self, request: EstRequest) -> EstResponse:
         _check_body(request)
         peer = self.admitted(request)
-        return _certified(self.enrolment.reenrol(peer.certificate.serial, _csr_in(request), self.clock()))
+        return answer_of(self.enrolment.reenrol(peer.certificate.serial, _csr_in(request), self.clock()))
 
     def admitted(self, request: EstRequest, role: Role | None = None) -> Peer:
         """Who asks, decided anew for every request. Raises: _NoCertificate, NotAdmitted, Denied."""
@@ -319,8 +322,8 @@ def too_large() -> FleetError:
     return _TooLarge(f"the body has more than {est.MAX_BODY_BYTES} bytes", hint="send one certificate signing request")
 
 
-def _password(request: EstRequest) -> str:
-    """The password of HTTP Basic (RFC 7617); the user may be anything."""
+def _basic_credentials(request: EstRequest) -> tuple[str, str]:
+    """User and password of HTTP Basic (RFC 7617); with a token the user may be anything. Raises: _Unauthenticated."""
     header = request.headers.get("authorization", "")
     scheme, _, credentials = header[:_MAX_AUTHORIZATION_CHARS].partition(" ")
     if scheme.lower() != "basic":
@@ -328,14 +331,7 @@ def _password(request: EstRequest) -> str:
             "this needs a token", hint="send it as the password of HTTP Basic; any user name will do"
         )
     try:
-        return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
+        user, _, password = base64.b64decode(credentials.strip(), validate=True).decode().partition(":")
     except (ValueError, binascii.Error) as error:
         raise _Unauthenticated("the Authorization header is damaged", hint="send user:token in base64") from error
-
-
-def _certified(issued: Issued) -> EstResponse:
-    name = "certificate.repeated" if issued.is_repeated else "certificate.issued"
-    fields = {issued.principal.role.value: issued.principal.id, "serial": issued.serial}
-    _log.info(event(name, **fields, generation=issued.generation, not_after=format_time(issued.not_after)))
-    leaf = x509.load_der_x509_certificate(issued.der)
-    return _est(est.encode_certificates([leaf]), est.PKCS7_CERTS_ONLY)
+    return user, password

@@ -53,7 +53,14 @@ async def serving(
     check_private(home.path)
     cas = authority.load(home, config.trust_domain, config.crl_url)
     enrolment = Enrolment(registry, cas.devices, cas.domain, ports.token_bytes)
-    app = EstApp(enrolment, cas.certificates, lambda: broker_urls(home), ports.clock, ports.monotonic)
+    app = EstApp(
+        enrolment,
+        cas.certificates,
+        lambda: broker_urls(home),
+        ports.clock,
+        ports.monotonic,
+        is_pairing=config.enroll_pairing,
+    )
     context = server_context(home.enroll_server, (cas.root, cas.devices.certificate))
     with ThreadPoolExecutor(1, "feed") as readers:
         server = EnrollServer(app, DirectoryFeed(registry, commits, readers), context, limits or Limits())

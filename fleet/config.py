@@ -48,6 +48,7 @@ class FleetConfig:
     broker_listen: Address
     broker_limits: Limits
     policy: Policy
+    enroll_pairing: bool = False
 
 
 def load(text: str) -> FleetConfig:
@@ -77,13 +78,16 @@ class _Reader:
         if not hosts:
             self.problems.append("hosts names no host")
         crl_url = self._text("crl_url", self.table.get("crl_url"))
-        enroll_listen = self._listen("enroll", {"listen"}, DEFAULT_ENROLL_LISTEN)
+        enroll_listen = self._listen("enroll", {"listen", "pairing"}, DEFAULT_ENROLL_LISTEN)
         broker_listen = self._listen("broker", {"listen", "limits"}, DEFAULT_BROKER_LISTEN)
         rules = tuple(self._rules())
         if domain is None or enroll_listen is None or broker_listen is None:
             return None
         limits = self._limits()
-        return FleetConfig(domain, hosts, crl_url, enroll_listen, broker_listen, limits, Policy(DEFAULT_RULES + rules))
+        policy = Policy(DEFAULT_RULES + rules)
+        return FleetConfig(
+            domain, hosts, crl_url, enroll_listen, broker_listen, limits, policy, self._switch("enroll", "pairing")
+        )
 
     def _trust_domain(self) -> TrustDomain | None:
         try:
@@ -99,6 +103,14 @@ class _Reader:
         except InvalidInput as error:
             self.problems.append(f"{section}.listen: {error}")
             return None
+
+    def _switch(self, section: str, name: str) -> bool:
+        """True if that key says so; off is the default of everything that is switched on."""
+        table = self.table.get(section, {})
+        value = table.get(name, False) if isinstance(table, dict) else False
+        if not isinstance(value, bool):
+            self.problems.append(f"{section}.{name} is not true or false")
+        return value is True
 
     def _limits(self) -> Limits:
         known = {field.name: type(field.default) for field in fields(Limits)}

@@ -5,6 +5,7 @@ FleetError                 failed; exit code 1
 ├── NotFound               what was named is not there; exit code 3
 ├── Denied                 authentication or policy said no; exit code 4
 ├── Unreachable            the other side cannot be reached or trusted; exit code 5
+├── PartlyDone             of several things some were done; exit code 6
 └── TimedOut               no answer before the deadline; exit code 7
 """
 
@@ -49,6 +50,12 @@ class Unreachable(FleetError):
     """The other side cannot be reached, or is not who it should be."""
 
     exit_code = 5
+
+
+class PartlyDone(FleetError):
+    """Of several things that were asked for, some were done and some were not."""
+
+    exit_code = 6
 
 
 class TimedOut(FleetError):

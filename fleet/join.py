@@ -137,6 +137,12 @@ def parse_join_file(text: str) -> JoinFile:
     return JoinFile(parse_join_code(code), None if device is None else DeviceId(device))
 
 
+def fingerprint(key: bytes) -> str:
+    """What people compare of a key: 128 bits of its SHA-256, in groups of four hexadecimal digits."""
+    digits = key[:16].hex()
+    return " ".join(digits[at : at + 4] for at in range(0, len(digits), 4))
+
+
 def check_enroll_url(url: str) -> str:
     """`url` if it is an https address with a host and no more than a port behind it. Raises: InvalidInput."""
     try:

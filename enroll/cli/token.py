@@ -33,7 +33,7 @@ from fleet.layout import AdminHome, decode_run_file
 
 if TYPE_CHECKING:
     from enroll.registry import Registry
-    from enroll.registry.records import TokenRecord
+    from enroll.registry.records import Approval, TokenRecord
     from enroll.service import Invitation
     from enroll.tokens import TokenOrder
 
@@ -65,6 +65,9 @@ def create(
     ttl: Annotated[
         str | None, typer.Option(metavar="TIME", help="How long it lives.", show_default="24h; 1h for other roles")
     ] = None,
+    approval: Annotated[
+        str, typer.Option(metavar="auto|manual", help="manual: an admin looks at each request first.")
+    ] = "auto",
     replace: Annotated[bool, typer.Option("--replace", help="Give an id that is taken to a new key.")] = False,
     output: Annotated[
         Form,
@@ -87,6 +90,7 @@ def create(
         ttl=None if ttl is None else parse_duration(ttl),
         replace=replace,
         sources=tuple(source or ()),
+        approval=_approval(approval),
     )
     at = admin_home(home)
     url, pin = enroll_url(at), _root_pin(at)
@@ -116,6 +120,15 @@ def _create_all(
     if order.device is not None or order.pattern is not None or order.role is not Role.DEVICE:
         raise InvalidInput("--csv names the devices", hint="leave --device, --match and --role out")
     create_all(home, Bulk(csv, to, order, url, pin), is_dry_run=is_dry_run, as_json=output is Form.JSON)
+
+
+def _approval(text: str) -> Approval:
+    from enroll.registry.records import Approval
+
+    try:
+        return Approval(text)
+    except ValueError as error:
+        raise InvalidInput(f"{text[:40]!r} is not a way to approve", hint="auto or manual") from error
 
 
 def parse_role(text: str) -> Role:
@@ -205,12 +218,18 @@ def list_(output: OutputOption = Output.TABLE, home: HomeOption = None) -> None:
                     " ".join(record.sources) or "any",
                     f"{record.uses_left}/{record.uses}",
                     ahead(record.expires_at, moment),
-                    "revoked" if record.revoked_at else "",
+                    _state(record),
                 ),
             )
             for record in tokens(registry)
         ]
     print_rows(output, ("ID", "FOR", "ROLE", "FROM", "USES", "EXPIRES", "STATE"), rows, nothing="there are no tokens")
+
+
+def _state(record: TokenRecord) -> str:
+    if record.revoked_at is not None:
+        return "revoked"
+    return "needs approval" if record.approval.value == "manual" else ""
 
 
 def _fields(record: TokenRecord) -> dict[str, Any]:
@@ -222,6 +241,7 @@ def _fields(record: TokenRecord) -> dict[str, Any]:
         "groups": list(record.groups),
         "profile": record.profile,
         "sources": list(record.sources),
+        "approval": record.approval.value,
         "replace": record.replace,
         "uses": record.uses,
         "uses_left": record.uses_left,

@@ -52,6 +52,7 @@ _UPDATE_PRINCIPAL = Statement(
     .values({name: bindparam(name) for name in ("state", "epoch", "groups")})
 )
 _CERTIFICATE_BY_SERIAL = Statement(_CERTIFICATE.where(certificates.c.serial == bindparam("serial")))
+_CERTIFICATE_BY_NUMBER = Statement(_CERTIFICATE.where(certificates.c.number == bindparam("of")))
 _UNSIGNED = Statement(
     select(func.count()).select_from(certificates).where(certificates.c.state == CertificateState.INTENDED.value)
 )
@@ -156,6 +157,12 @@ def set_result(transaction: Connection, record: CertificateRecord, shard: int) -
     )
 
 
+def certificate_by_number(transaction: Connection, number: int) -> CertificateRecord | None:
+    """The certificate with that number, if it was signed."""
+    row = _CERTIFICATE_BY_NUMBER.first(transaction, of=number)
+    return None if row is None else certificate_of(row)
+
+
 def find_certificate(transaction: Connection, serial: Serial) -> CertificateRecord | None:
     """The certificate with that serial, if it was signed."""
     row = _CERTIFICATE_BY_SERIAL.first(transaction, serial=serial)
@@ -197,9 +204,7 @@ def decode_names(text: str) -> tuple[str, ...]:
 
 def _principal(row: Row) -> PrincipalRecord:
     name, role, state, epoch, groups, created_at = row
-    return PrincipalRecord(
-        Principal(Role(role), DeviceId(name)), State(state), epoch, decode_names(groups), created_at
-    )
+    return PrincipalRecord(Principal(Role(role), DeviceId(name)), State(state), epoch, decode_names(groups), created_at)
 
 
 def certificate_of(row: Row) -> CertificateRecord:

@@ -101,6 +101,43 @@ class TokenRecord:
     approval: Approval = Approval.AUTO
 
 
+class ApprovalState(StrEnum):
+    """How far a request is that an admin has to approve. One that is past its time is none at all."""
+
+    WAITING = "waiting"
+    APPROVED = "approved"  # the device has not come for its certificate yet
+    DENIED = "denied"
+    ISSUED = "issued"
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalRecord:
+    """A request for the id `device` with the key whose SHA-256 is `key`; without a token it is a pairing.
+
+    `hardware_serial` and `model` are what the device says of itself. `network` is what counts as one address.
+    """
+
+    id: str
+    token: str | None
+    device: DeviceId
+    key: bytes
+    state: ApprovalState
+    address: str
+    network: str
+    hardware_serial: str
+    model: str
+    created_at: datetime
+    expires_at: datetime
+    decided_by: str = ""
+    reason: str = ""
+    certificate: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it could still become a certificate, if its time has not come."""
+        return self.state in (ApprovalState.WAITING, ApprovalState.APPROVED)
+
+
 @dataclass(frozen=True, slots=True)
 class AuditRecord:
     """One entry of the log."""

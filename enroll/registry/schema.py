@@ -146,6 +146,31 @@ requests: Final = Table(
 )
 """Each redemption of a token: the same token and key get the same certificate again."""
 
+approvals: Final = Table(
+    "approvals",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("token", ForeignKey("tokens.id"), nullable=True),
+    Column("device", String(64), nullable=False),
+    Column("key", LargeBinary(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("network", String(64), nullable=False),
+    Column("hardware_serial", String(64), nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant, nullable=False),
+    Column("decided_by", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("certificate", ForeignKey("certificates.number"), nullable=True),
+    Index(None, "key"),
+    Index(None, "device"),
+    Index(None, "token"),
+    Index(None, "expires_at"),
+    sqlite_with_rowid=False,
+)
+"""Requests that an admin has to approve: with a token that says so, or without any (pairing: `token` is NULL)."""
+
 outbox: Final = Table(
     "outbox",
     metadata,

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from enroll import audit
-from enroll.registry import Registry, Transaction, feed, identity
+from enroll.registry import Registry, Transaction, approvals, feed, identity
 from enroll.registry import tokens as token_rows
 from enroll.registry.records import CertificateRecord, CertificateState, PrincipalRecord
+from enroll.service.waiting import deny_open
 from fleet.errors import Denied, NotFound
 from fleet.identity import DeviceId, Role, State
 
@@ -64,7 +65,7 @@ def _move(registry: Registry, id: DeviceId, state: State, by: str, now: datetime
 def _move_in(transaction: Transaction, id: DeviceId, state: State, by: str, now: datetime) -> PrincipalRecord:
     found = _find(transaction, id)
     if found.state is state:
-        if state is State.REVOKED and _end(transaction, id, now):  # a token to replace it was made since
+        if state is State.REVOKED and _end(transaction, id, by, now):  # a token to replace it was made since
             audit.record(transaction, now, f"principal.{state}", principal=str(found.principal), by=by)
         return found
     if found.state is State.REVOKED:
@@ -73,18 +74,20 @@ def _move_in(transaction: Transaction, id: DeviceId, state: State, by: str, now:
     moved = replace(found, state=state)
     identity.update_principal(transaction, moved)
     if state is State.REVOKED:
-        _end(transaction, id, now)
+        _end(transaction, id, by, now)
     feed.announce(transaction, id)
     audit.record(transaction, now, f"principal.{state}", principal=str(found.principal), by=by)
     return moved
 
 
-def _end(transaction: Transaction, id: DeviceId, now: datetime) -> bool:
+def _end(transaction: Transaction, id: DeviceId, by: str, now: datetime) -> bool:
     """End what `id` holds, and what could give it more; whether there was any."""
     live = [certificate.serial for certificate in identity.live_certificates_of(transaction, id)]
     identity.set_certificate_states(transaction, live, CertificateState.REVOKED)
     tokens_ended = token_rows.revoke_replace_tokens(transaction, id, now)
-    return bool(live or tokens_ended)
+    waiting = approvals.open_of_device(transaction, id, now)
+    deny_open(transaction, waiting, f"{id} was revoked", by=by, now=now)
+    return bool(live or tokens_ended or waiting)
 
 
 def _find(transaction: Transaction, id: DeviceId) -> PrincipalRecord:

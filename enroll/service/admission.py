@@ -1,4 +1,4 @@
-"""Who holds a client certificate, and whether it may be used now."""
+"""Who holds a client certificate, and whether it may be used now; the two ways to be told no."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from fleet.errors import Denied
 from fleet.identity import Serial, State
 
 _ENROL_AGAIN = "enrol again with a new token: enroll token create --replace"
+
+
+class NotAllowed(Denied):
+    """Whoever asks is known, and may not have this: HTTP 403."""
 
 
 class NotAdmitted(Denied):

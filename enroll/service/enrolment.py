@@ -11,21 +11,28 @@ from enroll import audit, tokens
 from enroll.issuer import Issuer, client_names
 from enroll.registry import Registry, Transaction, feed, identity
 from enroll.registry import tokens as token_rows
-from enroll.registry.records import LIVE, CertificateRecord, CertificateState, PrincipalRecord, TokenRecord
-from enroll.service.admission import Peer, admit
+from enroll.registry.records import (
+    LIVE,
+    Approval,
+    ApprovalRecord,
+    ApprovalState,
+    CertificateRecord,
+    CertificateState,
+    PrincipalRecord,
+    TokenRecord,
+)
+from enroll.service import waiting
+from enroll.service.admission import NotAllowed, Peer, admit
 from enroll.service.certification import Order, certify, key_digest
+from enroll.service.waiting import Asker, Waiting, Wanted
 from fleet import pki
-from fleet.errors import Denied, FleetError
+from fleet.errors import FleetError
 from fleet.est import Csr
-from fleet.identity import DeviceId, Principal, Serial, State, TrustDomain
+from fleet.identity import DeviceId, Principal, Role, Serial, State, TrustDomain
 from fleet.join import Token
 
 _ASK_AGAIN: Final = "ask for a new one: enroll token create"
 _NEW_KEY: Final = "make a new key and request; a key is certified once"
-
-
-class NotAllowed(Denied):
-    """Whoever asks is known, and may not have this: HTTP 403."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +45,6 @@ class Issued:
     not_after: datetime
     is_repeated: bool
     der: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """Who asks, as far as the connection tells: the peer's address."""
-
-    address: str = ""
 
 
 _NOBODY_KNOWN: Final = Asker()
@@ -69,12 +69,13 @@ class Enrolment:
 
     def enrol(
         self, token: Token, read_csr: Callable[[], Csr], now: datetime, asker: Asker = _NOBODY_KNOWN
-    ) -> Issued:
+    ) -> Issued | Waiting:
         """The first certificate of an epoch: token, certificate, outbox and audit, all or nothing.
 
         `read_csr` parses what the stranger sent, and is called once the token has proved to be one of ours. The same
-        token and key get the same certificate again, whatever became of the first answer.
-        Raises: TokenRefused, what `read_csr` raises, NotAllowed, RegistryUnavailable.
+        token and key get the same certificate again, whatever became of the first answer. A request that has to be
+        approved is judged by the time at which it was first made: a token need not outlive the admin's week-end.
+        Raises: TokenRefused, what `read_csr` raises, NotAllowed, TooManyWaiting, RegistryUnavailable.
         """
         with self.registry.write() as transaction:
             record = tokens.check_secret(token_rows.find_token(transaction, token.id), token)
@@ -83,33 +84,73 @@ class Enrolment:
             except FleetError:
                 tokens.check_unspent(record, now)
                 raise
-            key = key_digest(csr.public_key)
-            use = token_rows.use_of_key(transaction, record.id, key)
+            asked = _Certifiable(csr, key_digest(csr.public_key))
+            use = token_rows.use_of_key(transaction, record.id, asked.key)
             if use.redeemed is not None:
                 return _repeat(transaction, use.redeemed, csr.device)
-            tokens.check_unspent(record, now)
-            if not tokens.allows_from(record, asker.address):
-                raise NotAllowed(f"the token is not taken from {asker.address}", hint=f"it is for {_networks(record)}")
-            principal = _entitled(transaction, record, csr.device, now)
+            found = _request_of(transaction, record, asked.key, now)
+            made_at = now if found is None else found.created_at
+            tokens.check_unspent(record, made_at)
+            principal = _entitled(transaction, record, csr.device, now, asker)
             if use.is_known:
                 raise NotAllowed("this key was certified before", hint=_NEW_KEY)
-            return self._redeem(transaction, record, principal, _Certifiable(csr, key), now)
+            approval = self._approved(transaction, found, Wanted(csr.device, asked.key, record, asker), now)
+            if isinstance(approval, Waiting):
+                return approval
+            if not token_rows.redeem(transaction, record.id, made_at):
+                raise tokens.TokenRefused("the token was used a moment ago", hint=_ASK_AGAIN)
+            return self._first(transaction, principal, asked, now, record, approval)
 
-    def _redeem(
+    def _approved(
+        self, transaction: Transaction, found: ApprovalRecord | None, wanted: Wanted, now: datetime
+    ) -> ApprovalRecord | Waiting | None:
+        """The admin's approval, that it is waited for, or None where a token needs none."""
+        if wanted.token is not None and wanted.token.approval is Approval.AUTO:
+            return None
+        return waiting.approved(transaction, found, wanted, now, self.token_bytes)
+
+    def pair(self, csr: Csr, now: datetime, asker: Asker) -> Issued | Waiting:
+        """The first certificate of a device that comes without a token, once an admin approved this very request.
+
+        Whether an id is taken is told to the admin, not to strangers. The role is device, and nothing is replaced.
+        Raises: NotAllowed, TooManyWaiting, RegistryUnavailable.
+        """
+        asked = _Certifiable(csr, key_digest(csr.public_key))
+        with self.registry.write() as transaction:
+            found = waiting.find(transaction, asked.key, None, now)
+            if found is not None and found.state is ApprovalState.ISSUED:
+                return _repeat(transaction, _serial_given(transaction, found), csr.device)
+            approval = self._approved(transaction, found, Wanted(csr.device, asked.key, None, asker), now)
+            if isinstance(approval, Waiting):
+                return approval
+            if identity.find_principal(transaction, csr.device) is not None:
+                raise NotAllowed(f"{csr.device} has an identity already", hint=_ASK_AGAIN)
+            if identity.is_key_known(transaction, asked.key):
+                raise NotAllowed("this key was certified before", hint=_NEW_KEY)
+            newcomer = PrincipalRecord(Principal(Role.DEVICE, csr.device), State.ACTIVE, 1, (), now)
+            return self._first(transaction, newcomer, asked, now, None, approval)
+
+    def _first(
         self,
         transaction: Transaction,
-        token: TokenRecord,
         principal: PrincipalRecord,
         asked: _Certifiable,
         now: datetime,
+        token: TokenRecord | None,
+        approval: ApprovalRecord | None,
     ) -> Issued:
-        if not token_rows.redeem(transaction, token.id, now):
-            raise tokens.TokenRefused("the token was used a moment ago", hint=_ASK_AGAIN)
+        """The first certificate of the principal's epoch, and what it was given for."""
         _store(transaction, principal)
-        profile = pki.PROFILES[token.profile]
+        profile = pki.CLIENT if token is None else pki.PROFILES[token.profile]
         certificate = self._certify(transaction, principal, asked, profile, now)
-        token_rows.record_redemption(transaction, token.id, certificate.key, certificate.number, now)
-        return _issued(transaction, principal, certificate, now, token=token.id)
+        source = {}
+        if token is not None:
+            token_rows.record_redemption(transaction, token.id, certificate.key, certificate.number, now)
+            source["token"] = token.id
+        if approval is not None:
+            waiting.issued(transaction, approval, certificate.number, now)
+            source["request"] = approval.id
+        return _issued(transaction, principal, certificate, now, **source)
 
     def reenrol(self, serial: Serial, csr: Csr, now: datetime) -> Issued:
         """The successor of the certificate that the peer came with: same names, a new key.
@@ -167,8 +208,15 @@ class Enrolment:
         return certify(transaction, self.issuer, order, now=now, token_bytes=self.token_bytes)
 
 
-def _networks(token: TokenRecord) -> str:
-    return " and ".join(token.sources)
+def _request_of(transaction: Transaction, token: TokenRecord, key: bytes, now: datetime) -> ApprovalRecord | None:
+    return waiting.find(transaction, key, token.id, now) if token.approval is Approval.MANUAL else None
+
+
+def _serial_given(transaction: Transaction, request: ApprovalRecord) -> Serial:
+    assert request.certificate is not None
+    certificate = identity.certificate_by_number(transaction, request.certificate)
+    assert certificate is not None
+    return certificate.serial
 
 
 def _repeat(transaction: Transaction, serial: Serial, device: DeviceId) -> Issued:
@@ -177,14 +225,19 @@ def _repeat(transaction: Transaction, serial: Serial, device: DeviceId) -> Issue
     assert certificate is not None
     principal = identity.find_principal(transaction, device)
     if principal is None or certificate.principal != device:
-        raise NotAllowed(f"this token and key were used for {certificate.principal}", hint=_ASK_AGAIN)
+        raise NotAllowed(f"this key was used for {certificate.principal}", hint=_ASK_AGAIN)
     if certificate.state not in LIVE or principal.state is not State.ACTIVE:
-        raise NotAllowed(f"the certificate that this token gave {device} was ended since", hint=_ASK_AGAIN)
+        raise NotAllowed(f"the certificate that {device} was given was ended since", hint=_ASK_AGAIN)
     return _given(principal, certificate, is_repeated=True)
 
 
-def _entitled(transaction: Transaction, token: TokenRecord, device: DeviceId, now: datetime) -> PrincipalRecord:
+def _entitled(
+    transaction: Transaction, token: TokenRecord, device: DeviceId, now: datetime, asker: Asker
+) -> PrincipalRecord:
     """The principal as it will be once the token was redeemed. Raises: NotAllowed."""
+    if not tokens.allows_from(token, asker.address):
+        networks = " and ".join(token.sources)
+        raise NotAllowed(f"the token is not taken from {asker.address}", hint=f"it is for {networks}")
     if not tokens.allows(token, device):
         raise NotAllowed(f"the token is not for {device}", hint="ask for one: enroll token create --device " + device)
     found = identity.find_principal(transaction, device)

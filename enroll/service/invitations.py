@@ -9,10 +9,11 @@ from typing import Final
 
 from enroll import audit
 from enroll import tokens as rules
-from enroll.registry import Registry, Transaction, identity
+from enroll.registry import Registry, Transaction, approvals, identity
 from enroll.registry import tokens as token_rows
 from enroll.registry.records import Approval, TokenRecord
 from enroll.service import administration
+from enroll.service.waiting import deny_open
 from enroll.tokens import TokenOrder
 from fleet.errors import Denied, InvalidInput, NotFound
 from fleet.identity import DeviceId, Role
@@ -106,6 +107,7 @@ def revoke_token(registry: Registry, id: str, *, by: str, now: datetime) -> Toke
         if found.revoked_at is not None:
             return found
         token_rows.revoke_token(transaction, id, now)
+        deny_open(transaction, approvals.open_of_token(transaction, id, now), "its token was revoked", by=by, now=now)
         audit.record(transaction, now, "token.revoked", token=id, by=by)
         return replace(found, revoked_at=now)
 

@@ -6,7 +6,7 @@
     ! what it prints on stderr
     ? its exit status, if it is not 0
 
-`<hex>`, `<code>`, `<time>`, `<id>` and `<any>` stand for what differs from run to run; blanks stand for
+`<hex>`, `<code>`, `<time>`, `<id>`, `<fingerprint>`, `<age>` and `<any>` stand for what differs from run to run; blanks stand for
 any number of them.
 """
 
@@ -30,6 +30,8 @@ PLACEHOLDERS = {
     "<code>": r"fleet1_[a-z2-7]+",
     "<time>": r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z| UTC)?)?",
     "<id>": r"[a-z2-7]+",
+    "<fingerprint>": r"[0-9a-f]{4}(?: [0-9a-f]{4}){7}",
+    "<age>": r"\d+[smhd]",
     "<any>": r".*",
     "  ": r" {2,}",
 }

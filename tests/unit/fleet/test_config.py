@@ -33,6 +33,14 @@ def test_rules_are_added_to_the_defaults() -> None:
     assert policy.decide(bridge, Action.SUBSCRIBE, "devices/+/up/#").allowed
 
 
+def test_pairing_is_off_unless_it_is_switched_on() -> None:
+    """Strangers may ask for a name in a fleet that never wanted them, or nobody can switch it on."""
+    assert not load(_GOOD).enroll_pairing
+    assert load(_GOOD + "[enroll]\npairing = true\n").enroll_pairing
+    with pytest.raises(InvalidInput, match="enroll.pairing is not true or false"):
+        load(_GOOD + '[enroll]\npairing = "yes"\n')
+
+
 def test_every_problem_is_reported_at_once() -> None:
     """An admin mends one line a try."""
     with pytest.raises(InvalidInput) as caught:

@@ -1,0 +1,181 @@
+"""Requests that wait for an admin, as devices make them: bounded in number and time, in the caller's transaction.
+
+A request is its key and its id, all that is taken from a CSR: the same two are the same request, however often it is
+signed and sent. It is found again, not made again, so a device may ask as often as it likes.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from enroll import audit
+from enroll.registry import Transaction, approvals
+from enroll.registry.records import ApprovalRecord, ApprovalState, TokenRecord
+from enroll.service.admission import NotAllowed
+from fleet.errors import FleetError
+from fleet.identity import DeviceId, Role
+
+LIFE: Final = timedelta(days=7)
+LIFE_OF_OTHER_ROLES: Final = timedelta(hours=1)  # as their tokens, DESIGN section 11
+PAIRING_LIFE: Final = timedelta(minutes=15)  # DESIGN section 3
+KEPT_ISSUED: Final = timedelta(days=7)  # so long a device may ask again for an answer that got lost
+MAX_WITH_TOKEN: Final = 10_000
+SPARE_OF_TOKEN: Final = 3  # a device that was set up anew while it waited has another key
+MAX_PAIRINGS: Final = 100
+MAX_PAIRINGS_OF_NETWORK: Final = 10
+_ID_BYTES: Final = 5
+_SOONEST: Final = timedelta(seconds=10)
+_LATEST: Final = timedelta(minutes=5)
+_PAIRING_RETRY: Final = timedelta(seconds=5)  # somebody stands before the device
+
+
+class TooManyWaiting(FleetError):
+    """So many requests wait that this one cannot: HTTP 503."""
+
+
+class RequestDenied(NotAllowed):
+    """An admin said no."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks: the peer's address, the network that counts as one address, and what the device says that it is."""
+
+    address: str = ""
+    network: str = ""
+    hardware_serial: str = ""
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for: a certificate for `device` and the key with that SHA-256, by a token or as a pairing."""
+
+    device: DeviceId
+    key: bytes
+    token: TokenRecord | None
+    asker: Asker
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The request waits. `retry_after` is when to ask again."""
+
+    request: str
+    device: DeviceId
+    key: bytes
+    retry_after: timedelta
+    is_new: bool
+
+
+def life_of(token: TokenRecord | None) -> timedelta:
+    """How long a request may wait for an admin, and then how long its approval waits for the device."""
+    if token is None:
+        return PAIRING_LIFE
+    return LIFE if token.role is Role.DEVICE else LIFE_OF_OTHER_ROLES
+
+
+def find(transaction: Transaction, key: bytes, token: str | None, now: datetime) -> ApprovalRecord | None:
+    """What became of the request of that key, if its time has not come."""
+    found = approvals.find_of_key(transaction, key, token)
+    return found if found is not None and found.expires_at > now else None
+
+
+def approved(
+    transaction: Transaction,
+    found: ApprovalRecord | None,
+    wanted: Wanted,
+    now: datetime,
+    token_bytes: Callable[[int], bytes],
+) -> ApprovalRecord | Waiting:
+    """The approval of what is wanted, or that it waits; a request that is not there yet is made.
+
+    Raises: RequestDenied, NotAllowed (the key waits for another id), TooManyWaiting.
+    """
+    if found is None:
+        return _waiting(_made(transaction, wanted, now, token_bytes), now, is_new=True)
+    if found.device != wanted.device:
+        raise NotAllowed(f"this key asked for {found.device} before", hint="keep the id, or make a new key")
+    if found.state is ApprovalState.DENIED:
+        raise RequestDenied(f"an admin denied request {found.id}: {found.reason}", hint="ask whoever runs the fleet")
+    return found if found.state is ApprovalState.APPROVED else _waiting(found, now, is_new=False)
+
+
+def issued(transaction: Transaction, request: ApprovalRecord, certificate: int, now: datetime) -> None:
+    """Note what an approved request was given."""
+    done = replace(request, state=ApprovalState.ISSUED, certificate=certificate, expires_at=now + KEPT_ISSUED)
+    approvals.change(transaction, done)
+
+
+def deny_open(
+    transaction: Transaction, open_requests: list[ApprovalRecord], reason: str, *, by: str, now: datetime
+) -> None:
+    """End requests with what they hang on, in the caller's transaction."""
+    for found in open_requests:
+        denied(transaction, found, reason, by, now)
+
+
+def denied(transaction: Transaction, found: ApprovalRecord, reason: str, by: str, now: datetime) -> ApprovalRecord:
+    """End one request; the device hears why for as long as its time lasts."""
+    decided = replace(found, state=ApprovalState.DENIED, decided_by=by, reason=reason)
+    approvals.change(transaction, decided)
+    audit.record(transaction, now, "request.denied", **log_fields(decided), reason=reason, by=by)
+    return decided
+
+
+def log_fields(record: ApprovalRecord) -> dict[str, str]:
+    """What the audit log says of a request."""
+    fields = {"request": record.id, "device": record.device, "key": record.key.hex(), "address": record.address}
+    return fields if record.token is None else fields | {"token": record.token}
+
+
+def _made(
+    transaction: Transaction, wanted: Wanted, now: datetime, token_bytes: Callable[[int], bytes]
+) -> ApprovalRecord:
+    approvals.forget_over(transaction, now)
+    _check_room(transaction, wanted, now)
+    asker = wanted.asker
+    record = ApprovalRecord(
+        base64.b32encode(token_bytes(_ID_BYTES)).decode().lower(),
+        None if wanted.token is None else wanted.token.id,
+        wanted.device,
+        wanted.key,
+        ApprovalState.WAITING,
+        asker.address,
+        asker.network,
+        asker.hardware_serial,
+        asker.model,
+        now,
+        now + life_of(wanted.token),
+    )
+    approvals.add(transaction, record)
+    if wanted.token is not None:  # a stranger writes no log that is kept for ever
+        audit.record(transaction, now, "request.made", **log_fields(record))
+    return record
+
+
+def _check_room(transaction: Transaction, wanted: Wanted, now: datetime) -> None:
+    """Raises: TooManyWaiting."""
+    if wanted.token is None:
+        is_full = approvals.count_open_pairings(transaction, now) >= MAX_PAIRINGS
+        of_network = approvals.count_open_pairings(transaction, now, wanted.asker.network)
+        if is_full or of_network >= MAX_PAIRINGS_OF_NETWORK:
+            raise TooManyWaiting("too many devices wait to be paired", hint="try again in some minutes")
+        return
+    of_token = len(approvals.open_of_token(transaction, wanted.token.id, now))
+    if of_token >= wanted.token.uses_left + SPARE_OF_TOKEN:
+        raise TooManyWaiting(
+            "as many requests wait as the token has uses", hint="an admin decides: enroll request list"
+        )
+    if approvals.count_open_with_token(transaction, now) >= MAX_WITH_TOKEN:
+        raise TooManyWaiting("too many requests wait for an admin", hint="an admin decides: enroll request list")
+
+
+def _waiting(record: ApprovalRecord, now: datetime, *, is_new: bool) -> Waiting:
+    """Who has waited for long is asked to come less often: a tenth of its age, within bounds."""
+    retry = _PAIRING_RETRY if record.token is None else min(max((now - record.created_at) / 10, _SOONEST), _LATEST)
+    return Waiting(record.id, record.device, record.key, retry, is_new)
