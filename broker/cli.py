@@ -26,12 +26,12 @@ from broker.engines.amqtt.engine import AmqttEngine
 from broker.event_log import EventLog
 from broker.feed import Feed
 from broker.membership import Membership
-from broker.trust import load_client_trust, load_trust
+from broker.trust import ClientTrust, load_client_trust, load_trust
 from fleet import config
 from fleet.config import Address, FleetConfig
 from fleet.errors import Denied, FleetError, NotFound, report
 from fleet.identity import Server
-from fleet.layout import AdminHome, RunFile
+from fleet.layout import AdminHome, IdentityFiles, RunFile
 from fleet.logs import event, log_to
 
 _log = logging.getLogger("broker")
@@ -186,10 +186,19 @@ class _Broker:
         await self._prove()
 
     async def _prove(self) -> None:
-        canary = load_client_trust(
-            self._home.broker_trust, self._home.broker_client, Server.BROKER, _now(), checks_host=False
-        )
-        await self.engine.wait_ready(canary)
+        """Let a good identity of our own in, and keep a revoked one out. Raises: FleetError."""
+        await self.engine.wait_ready(self._canary(self._home.broker_client), self._revoked_canary())
+
+    def _canary(self, identity: IdentityFiles) -> ClientTrust:
+        return load_client_trust(self._home.broker_trust, identity, Server.BROKER, _now(), checks_host=False)
+
+    def _revoked_canary(self) -> ClientTrust | None:
+        """None, and said so, where the home has none that TLS would let through: made earlier, or run out."""
+        try:
+            return self._canary(self._home.broker_revoked)
+        except FleetError as error:
+            _log.warning(event("canary.incomplete", reason=error.message))
+            return None
 
     def reload_soon(self) -> None:
         """For SIGHUP."""

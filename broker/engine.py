@@ -165,8 +165,11 @@ class Engine(Protocol):
     async def start(self, listener: Listener, trust: Trust, rules: Rules, observe: Callable[[Event], None]) -> Address:
         """Accept connections; the address with its real port. Raises: FleetError."""
 
-    async def wait_ready(self, canary: ClientTrust) -> None:
-        """Return once a client with a certificate of ours got in by mutual TLS and CONNECT. Raises: FleetError."""
+    async def wait_ready(self, good: ClientTrust, revoked: ClientTrust | None) -> None:
+        """Return once a client of ours got in by mutual TLS and CONNECT, and one of ours that is revoked did not.
+
+        Raises: FleetError.
+        """
 
     async def stop(self) -> None:
         """End every connection and accept no more."""

@@ -29,7 +29,7 @@ from enroll.authority import Authority, NewAuthority, TokenBytes
 from enroll.home import check_private
 from enroll.issuer import Issuer, Names, client_names, server_names
 from enroll.registry import Registry, Transaction, feed, identity
-from enroll.registry.records import CertificateRecord, PrincipalRecord
+from enroll.registry.records import CertificateRecord, CertificateState, PrincipalRecord
 from enroll.service.certification import Order, certify, key_digest
 from fleet import config, pki
 from fleet.config import Address
@@ -209,6 +209,7 @@ class _Identities:
         self._server(home.enroll_server, Server.ENROLL, plan.hosts)
         self._server(home.broker_server, Server.BROKER, plan.hosts)
         self._client(home.broker_client, LOCAL_BROKER)
+        self._revoked(home.broker_revoked, LOCAL_BROKER)
         self._client(home.dispatch, DISPATCH)
         self._operator(home, plan.enroll_url)
 
@@ -221,6 +222,15 @@ class _Identities:
         certificate = self._identity(files, self.authority.devices, pki.CLIENT, names, principal)
         feed.announce(self.transaction, principal.id)
         return certificate
+
+    def _revoked(self, files: IdentityFiles, principal: Principal) -> None:
+        """A second certificate of a principal, revoked from its first moment: never listed in the directory."""
+        names = client_names(self.authority.domain, principal)
+        revoked = CertificateState.REVOKED
+        certificate = self._identity(files, self.authority.devices, pki.CLIENT, names, principal, revoked)
+        audit.record(
+            self.transaction, self.now, "certificate.revoked", principal=str(principal), serial=certificate.serial
+        )
 
     def _operator(self, home: AdminHome, enroll_url: str) -> None:
         """The agent's layout: `current` points at generation 1."""
@@ -240,11 +250,11 @@ class _Identities:
         profile: pki.Profile,
         names: Names,
         principal: Principal | None = None,
+        state: CertificateState = CertificateState.CONFIRMED,
     ) -> CertificateRecord:
         key = keys.new_key()
-        order = Order(
-            profile, names, key.public_key(), key_digest(key.public_key()), None if principal is None else principal.id
-        )
+        holder = None if principal is None else principal.id
+        order = Order(profile, names, key.public_key(), key_digest(key.public_key()), holder, state=state)
         record = certify(self.transaction, issuer, order, now=self.now, token_bytes=self.token_bytes)
         audit.record(
             self.transaction,

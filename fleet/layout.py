@@ -86,6 +86,11 @@ class AdminHome:
         return self._identity(self.broker / "client")
 
     @property
+    def broker_revoked(self) -> IdentityFiles:
+        """A client identity of the broker's own that is revoked: with it the broker proves that it keeps such out."""
+        return self._identity(self.broker / "revoked")
+
+    @property
     def broker_trust(self) -> Path:
         """The certificates that clients' chains may end in, and their issuing CA: roots, then devices CA."""
         return self.broker / "trust.pem"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import Final
 
 from broker.directory import Change
 from broker.engine import Capabilities, Client, Clock, Event, Listener, Reason, Rules, Stats
-from broker.engines.amqtt import packets
+from broker.engines.amqtt import admission, packets
 from broker.engines.amqtt.embedding import FleetBroker
 from broker.engines.amqtt.hub import Hub
 from broker.engines.amqtt.listener import Door
@@ -44,34 +45,45 @@ class AmqttEngine:
         await self._broker.start()
         return self._address
 
-    async def wait_ready(self, canary: ClientTrust) -> None:
+    async def wait_ready(self, good: ClientTrust, revoked: ClientTrust | None) -> None:
         """See `Engine.wait_ready`."""
+        if code := await self._return_code(good):
+            raise FleetError(
+                f"the broker does not admit its own client {good.name}: return code {code}",
+                hint="enroll device show broker; a revoked broker is enrolled again",
+            )
+        if revoked is not None and not await self._return_code(revoked):
+            raise FleetError(
+                f"the broker admits a client of its own that is revoked: {revoked.name}",
+                hint="stop it: it keeps nobody out; HOME/broker/revoked must not be listed in the directory",
+            )
+
+    async def _return_code(self, canary: ClientTrust) -> int:
+        """What CONNECT with an identity of ours is answered. Raises: Unreachable where it is not."""
         try:
             async with asyncio.timeout(_READY_SECONDS):
-                await self._connect_as(canary)
+                return await self._connect_as(canary)
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             raise Unreachable(
                 f"the broker cannot be reached by a client of its own: {error}",
-                hint="broker/server, broker/client and broker/trust.pem in HOME must be of one fleet",
+                hint="broker/server, broker/client, broker/revoked and broker/trust.pem in HOME must be of one fleet",
             ) from error
 
-    async def _connect_as(self, canary: ClientTrust) -> None:
+    async def _connect_as(self, canary: ClientTrust) -> int:
         assert self._address is not None
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._address.host, self._address.host)  # noqa: S104
         reader, writer = await asyncio.open_connection(host, self._address.port, ssl=canary.context)
         try:
             writer.write(_connect_frame(canary.name))
             answer = await reader.readexactly(4)
-            if answer != packets.connack(0):
-                raise FleetError(
-                    f"the broker does not admit its own client {canary.name}: return code {answer[3]}",
-                    hint="enroll device show broker; a revoked broker is enrolled again",
-                )
-            writer.write(b"\xe0\x00")
-            await writer.drain()
+            if answer[3] == admission.ACCEPTED:
+                writer.write(b"\xe0\x00")
+                await writer.drain()
+            return answer[3]
         finally:
             writer.close()
-            await writer.wait_closed()
+            with contextlib.suppress(OSError):  # whoever is refused is closed by the other side
+                await writer.wait_closed()
 
     async def stop(self) -> None:
         """See `Engine.stop`."""

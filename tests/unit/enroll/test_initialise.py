@@ -15,6 +15,7 @@ from enroll import authority, keys
 from enroll.audit import first_broken
 from enroll.initialise import initialise
 from enroll.registry import Registry, feed, identity, log
+from enroll.registry.records import CertificateState
 from fleet import config, layout, pki
 from fleet.errors import Denied, FleetError, InvalidInput
 from fleet.identity import DeviceId, Principal, Role, State
@@ -61,7 +62,7 @@ def test_the_first_principals_are_in_registry_outbox_and_audit(tmp_path: Path) -
         records = identity.list_principals(transaction)
         entries = feed.changes(transaction, 0, 100)
         assert first_broken(log.entries(transaction)) is None
-        assert 8 == len(list(log.entries(transaction)))
+        assert 10 == len(list(log.entries(transaction)))
     expected = {
         Principal(Role.OPERATOR, DeviceId("admin")),
         Principal(Role.BROKER, DeviceId("broker")),
@@ -73,6 +74,19 @@ def test_the_first_principals_are_in_registry_outbox_and_audit(tmp_path: Path) -
     assert serials == {serial for entry in entries for serial in entry.serials if entry.state is State.ACTIVE}
 
 
+def test_the_broker_has_an_identity_that_is_revoked(tmp_path: Path) -> None:
+    """It could not prove that it keeps revoked clients out; or it would be one more key to the fleet."""
+    home = new_home(tmp_path / "fleet", NOW)
+    serial = pki.serial_of(authority.read_certificate(home.broker_revoked.certificate))
+    with Registry.open(home.registry) as registry, registry.read() as transaction:
+        certificate = identity.find_certificate(transaction, serial)
+        entry = feed.entry_of(transaction, DeviceId("broker"))
+    assert certificate is not None
+    assert CertificateState.REVOKED is certificate.state
+    assert entry is not None
+    assert serial not in entry.serials
+
+
 def test_each_identity_is_a_pair_with_its_chain(tmp_path: Path) -> None:
     """A server cannot load its key, or sends a leaf without its issuer."""
     from cryptography import x509
@@ -82,6 +96,7 @@ def test_each_identity_is_a_pair_with_its_chain(tmp_path: Path) -> None:
         (home.enroll_server, home.servers_ca),
         (home.broker_server, home.servers_ca),
         (home.broker_client, home.devices_ca),
+        (home.broker_revoked, home.devices_ca),
         (home.dispatch, home.devices_ca),
         (home.operator.identity, home.devices_ca),
     ):
