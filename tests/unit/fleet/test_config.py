@@ -37,7 +37,7 @@ def test_pairing_is_off_unless_it_is_switched_on() -> None:
     """Strangers may ask for a name in a fleet that never wanted them, or nobody can switch it on."""
     assert not load(_GOOD).enroll_pairing
     assert load(_GOOD + "[enroll]\npairing = true\n").enroll_pairing
-    with pytest.raises(InvalidInput, match="enroll.pairing is not true or false"):
+    with pytest.raises(InvalidInput, match=r"enroll\.pairing is not true or false"):
         load(_GOOD + '[enroll]\npairing = "yes"\n')
 
 
