@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from enroll.bookkeeping import Books
+from enroll.greetings import Greetings
 from enroll.mqtt_client import Connection, Incoming, Login, endpoints
 from enroll.registry import Registry
 from enroll.registry.commits import CommitMark
@@ -62,6 +63,7 @@ class Dispatch:
         self._registry = registry
         self._ports = ports
         self._stop = stop
+        self._greetings = Greetings()
 
     def run(self) -> None:
         """Connect, serve, connect again; returns when stopped."""
@@ -97,7 +99,7 @@ class Dispatch:
         try:
             connection.subscribe(SUBSCRIPTIONS, self._ports.monotonic)
             _log.info(event("dispatch.online", broker=connection.endpoint))
-            session = Session(connection, Books(self._registry), self._ports.clock)
+            session = Session(connection, Books(self._registry), self._greetings, self._ports)
             while not self._stop.is_set():
                 session.turn(has_news=mark.has_moved())
         finally:
@@ -125,7 +127,8 @@ class Session:
 
     connection: Connection
     books: Books
-    clock: Callable[[], datetime]
+    greetings: Greetings
+    ports: Ports
     _in_flight: dict[int, str] = field(default_factory=dict)  # packet id -> command id
     _next_deadline: datetime | None = None
     _is_fresh: bool = True
@@ -134,13 +137,15 @@ class Session:
         """One round. Raises: Unreachable (the connection has ended), RegistryUnavailable."""
         arrived = self.connection.turn(TURN_SECONDS)
         taken = [self._in_flight.pop(id_) for id_ in self.connection.published() if id_ in self._in_flight]
-        now = self.clock()
+        now, seconds = self.ports.clock(), self.ports.monotonic()
         due: list[CommandRecord] = []
-        if arrived or taken:
-            due = self.books.enter(self._read(arrived), taken, now)
-            for message in arrived:
-                self.connection.ack(message)
-        if arrived or taken or has_news or self._is_fresh or self._is_deadline(now):
+        reports = self.greetings.timely(self._read(arrived), seconds)
+        if reports or taken:
+            due = self.books.enter(reports, taken, now)
+            self.greetings.answered(reports, seconds)
+        for message in arrived:
+            self.connection.ack(message)
+        if reports or taken or has_news or self._is_fresh or self._is_deadline(now):
             self._is_fresh = False
             due += self._due(now, {command.id for command in due})
         for command in due:

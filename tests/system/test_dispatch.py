@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from enroll import commands
+from enroll.greetings import INTERVAL_SECONDS
 from enroll.registry import Registry, messaging, overview
 from enroll.registry.records import CommandRecord, CommandState, PresenceRecord
 from fleet.identity import DeviceId, Server
@@ -281,3 +284,30 @@ def test_a_retained_status_does_not_make_a_silent_device_look_seen(home: AdminHo
     assert after is not None
     assert before.last_seen == after.last_seen
     assert after.last_seen - before.changed_at < timedelta(minutes=1)
+
+
+def test_a_device_that_says_hello_in_a_loop_is_answered_now_and_then_and_at_last(
+    home: AdminHome, service: Program, broker: Program
+) -> None:
+    """One device with many open commands keeps dispatch busy, and the rest of the fleet waiting."""
+    files = enrol(home, PUMP)
+    with Registry.open(home.registry) as registry:
+        for _ in range(50):
+            commands.send(
+                registry,
+                PUMP,
+                "echo",
+                {},
+                deadline=datetime.now(UTC) + timedelta(minutes=5),
+                by="test",
+                now=datetime.now(UTC),
+                token_bytes=secrets.token_bytes,
+            )
+    with connected(home, broker, PUMP, files) as pump:
+        began = time.monotonic()
+        for _ in range(100):
+            pump.peer.send(mqtt.publish(Hello(PUMP).format(), HelloMessage(pump._envelope(), "test").encode(), 0))
+        told = [pump.is_told()[0] for _ in range(100)]  # the first hello's answer, and the last one's
+        assert told[:50] == told[50:]
+        assert time.monotonic() - began >= INTERVAL_SECONDS
+    assert 100 >= service.stderr.count("command.published")
