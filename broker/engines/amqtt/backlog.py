@@ -6,9 +6,8 @@ nobody else (McKenney, Stochastic Fairness Queueing, 1990: drop from the longest
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
-from typing import Final
+from collections import Counter, deque
+from typing import Final, NamedTuple
 
 from broker.engine import Stats
 from broker.engines.amqtt.packets import Publish
@@ -17,8 +16,7 @@ from fleet.identity import DeviceId
 _COST_OF_A_MESSAGE: Final = 1024
 
 
-@dataclass(slots=True)  # not frozen: one is made for every message that waits, and freezing costs thrice
-class Waiting:
+class Waiting(NamedTuple):
     """A message that waits for a connection, or for room in it. `owner` published it; None: the broker itself."""
 
     publish: Publish
@@ -28,7 +26,7 @@ class Waiting:
     @property
     def cost(self) -> int:
         """What it takes of a queue that is bounded in bytes and in messages, in one figure."""
-        return self.publish.size + _COST_OF_A_MESSAGE
+        return len(self.publish.frame) + _COST_OF_A_MESSAGE
 
 
 class Backlog:
@@ -41,7 +39,7 @@ class Backlog:
         self._max_bytes = max_bytes
         self._stats = stats
         self._messages: deque[Waiting] = deque()
-        self._shares: dict[DeviceId | None, int] = {}
+        self._shares: Counter[DeviceId | None] | None = None  # known from when it is full until it is nearly empty
         self._size_bytes = 0
         self._qos_0 = 0
 
@@ -68,43 +66,50 @@ class Backlog:
                 self._stats.messages_dropped += 1
                 return False
         self._messages.append(message)
-        self._count(message, 1)
+        self._size_bytes += len(message.publish.frame)
+        if not message.qos:
+            self._qos_0 += 1
+        if self._shares is not None:
+            self._shares[message.owner] += message.cost
         return True
 
     def pop(self) -> Waiting:
         """The message that waited longest."""
         message = self._messages.popleft()
-        self._count(message, -1)
+        self._left(message)
         return message
 
     def clear(self) -> None:
         self._messages.clear()
-        self._shares.clear()
+        self._shares = None
         self._size_bytes = self._qos_0 = 0
 
-    def _count(self, message: Waiting, sign: int) -> None:
-        self._size_bytes += sign * message.publish.size
-        if message.qos == 0:
-            self._qos_0 += sign
-        share = self._shares.get(message.owner, 0) + sign * message.cost
-        if share:
-            self._shares[message.owner] = share
-        else:
-            del self._shares[message.owner]
+    def _left(self, message: Waiting) -> None:
+        self._size_bytes -= len(message.publish.frame)
+        if not message.qos:
+            self._qos_0 -= 1
+        if self._shares is not None:
+            self._shares[message.owner] -= message.cost
+            if len(self._messages) < self._max_messages // 4 and self._size_bytes < self._max_bytes // 4:
+                self._shares = None
 
     def _has_room_for(self, message: Waiting) -> bool:
-        parts = 1 if message.qos else 2  # QoS 0 may fill only half
-        return (
-            len(self._messages) < self._max_messages // parts
-            and self._size_bytes + message.publish.size <= self._max_bytes // parts
-        )
+        max_messages, max_bytes = self._max_messages, self._max_bytes
+        if not message.qos:  # may fill only half
+            max_messages, max_bytes = max_messages // 2, max_bytes // 2
+        return len(self._messages) < max_messages and self._size_bytes + len(message.publish.frame) <= max_bytes
 
     def _make_room_for(self, message: Waiting) -> bool:
         if message.qos and self._qos_0:
             self._drop(next(at for at, waiting in enumerate(self._messages) if waiting.qos == 0))
             return True
-        greediest = max(self._shares, key=self._shares.__getitem__, default=message.owner)
-        if self._shares.get(greediest, 0) <= self._shares.get(message.owner, 0) + message.cost:
+        shares = self._shares
+        if shares is None:
+            shares = self._shares = Counter()
+            for waiting in self._messages:
+                shares[waiting.owner] += waiting.cost
+        greediest = max(shares, key=shares.__getitem__, default=message.owner)
+        if shares[greediest] <= shares[message.owner] + message.cost:
             return False
         return self._drop_last_of(greediest, keeps_qos_1=message.qos == 0)
 
@@ -116,6 +121,7 @@ class Backlog:
         return False
 
     def _drop(self, at: int) -> None:
-        self._count(self._messages[at], -1)
+        message = self._messages[at]
         del self._messages[at]
+        self._left(message)
         self._stats.messages_dropped += 1

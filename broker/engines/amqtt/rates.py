@@ -21,9 +21,10 @@ class Bucket:
 
     def take(self, amount: float, now: float) -> float:
         """Take `amount`; the seconds until the debt is paid, 0 if there is none."""
-        self._level = min(self._burst, self._level + (now - self._at) * self._rate) - amount
+        level = self._level + (now - self._at) * self._rate
         self._at = now
-        return max(0.0, -self._level / self._rate)
+        self._level = level = (level if level < self._burst else self._burst) - amount
+        return 0.0 if level >= 0 else -level / self._rate
 
     def give_back(self, amount: float) -> None:
         """What was taken was not used."""
@@ -54,7 +55,8 @@ class Usage:
 
     def send(self, messages: int, size_bytes: int, now: float) -> float:
         """The seconds for which no more is read of one that sent this."""
-        seconds = max(self._messages.take(messages, now), self._bytes.take(size_bytes, now))
+        for_messages, for_bytes = self._messages.take(messages, now), self._bytes.take(size_bytes, now)
+        seconds = for_messages if for_messages > for_bytes else for_bytes
         if not seconds:
             self._slowed_since = None
         elif self._slowed_since is None:

@@ -85,7 +85,6 @@ def test_it_is_bounded_in_order_and_loses_nothing_uncounted(puts: list[tuple[Dev
             taken.append(backlog.pop())
     rest = drained(backlog)
     assert 0 == backlog.size_bytes
-    assert not backlog._shares
     kept = [id(waiting) for waiting in taken + rest]
     assert [n for n in map(id, put) if n in set(kept)] == kept
     assert len(put) == len(kept) + stats.messages_dropped
