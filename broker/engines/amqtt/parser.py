@@ -58,7 +58,7 @@ class TopicNames:
         name = _decode_text(data)
         self.check_size(name, len(data))
         if not topics.is_topic_name(name):
-            raise ProtocolViolation("MQTT-3.3.2-2", "a topic name is empty or has a wildcard")
+            raise _not_a_topic_name(name)
         if len(self._known) >= _MAX_CACHED_TOPICS:
             self._known.clear()
         self._known[data] = name
@@ -67,9 +67,7 @@ class TopicNames:
     def check_size(self, topic: str, size_bytes: int) -> None:
         """Refuse what is too long or too deep to route cheaply. Raises: ProtocolViolation."""
         if size_bytes > self._max_bytes or topic.count("/") >= self._max_levels:
-            raise ProtocolViolation(
-                "MQTT-4.7.3-3", f"a topic has over {self._max_bytes} bytes or {self._max_levels} levels"
-            )
+            raise ProtocolViolation("4.7.3", f"a topic has over {self._max_bytes} bytes or {self._max_levels} levels")
 
 
 class Parser:
@@ -124,7 +122,7 @@ class Parser:
         """Where the body begins (0 if the header is not complete), and up to where to read before asking again."""
         first = data[at]
         if first not in _PUBLISH_FIRST and first not in _CONTROL_FIRST:
-            raise ProtocolViolation("MQTT-2.2.2-2", f"a client does not send a packet that begins with {first:#04x}")
+            raise _not_a_first_byte(first)
         length = 0
         for digit in range(4):
             here = at + 1 + digit
@@ -136,7 +134,7 @@ class Parser:
                 if digit and not byte:
                     raise ProtocolViolation("2.2.3", "a remaining length is written with more bytes than it takes")
                 if here + 1 - at + length > self._max_packet_bytes:
-                    raise ProtocolViolation("4.8", f"a packet is larger than {self._max_packet_bytes} bytes")
+                    raise ProtocolViolation("2.2.3", f"a packet is larger than {self._max_packet_bytes} bytes")
                 return here + 1, here + 1 + length
         raise ProtocolViolation("2.2.3", "a remaining length has more than four bytes")
 
@@ -199,7 +197,7 @@ class _Body:
         found = _decode_text(data)
         self.topics.check_size(found, len(data))
         if not topics.is_topic_filter(found):
-            raise ProtocolViolation("MQTT-4.7.1-2", "a topic filter is empty, or a wildcard is not alone in its level")
+            raise _not_a_topic_filter(found)
         return found
 
     def end(self) -> None:
@@ -213,8 +211,39 @@ def _decode_text(data: bytes) -> str:
     except UnicodeDecodeError as error:
         raise ProtocolViolation("MQTT-1.5.3-1", "a text is not UTF-8") from error
     if _UNWANTED.search(text):
-        raise ProtocolViolation("MQTT-1.5.3-2", "a text has a NUL, a control character or a non-character")
+        if "\0" in text:
+            raise ProtocolViolation("MQTT-1.5.3-2", "a text has a NUL")
+        raise ProtocolViolation("1.5.3", "a text has a control character or a non-character")
     return text
+
+
+# Which statement it was, once it is known that there is one.
+
+
+def _not_a_first_byte(first: int) -> ProtocolViolation:
+    match first >> 4:
+        case 0 | 2 | 9 | 11 | 13 | 15:
+            return ProtocolViolation("2.2.1", f"a client does not send a packet of type {first >> 4}")
+        case 3 if first & 0x06 == 0x06:
+            return ProtocolViolation("MQTT-3.3.1-4", "the QoS of a PUBLISH is 3")
+        case 3:
+            return ProtocolViolation("MQTT-3.3.1-2", "DUP is set at QoS 0")
+        case kind:
+            return ProtocolViolation("MQTT-2.2.2-2", f"the flags of a packet of type {kind} are {first & 0x0F:#03x}")
+
+
+def _not_a_topic_name(name: str) -> ProtocolViolation:
+    if not name:
+        return ProtocolViolation("MQTT-4.7.3-1", "a topic name is empty")
+    return ProtocolViolation("MQTT-4.7.1-1", "a topic name has a wildcard")
+
+
+def _not_a_topic_filter(topic_filter: str) -> ProtocolViolation:
+    if not topic_filter:
+        return ProtocolViolation("MQTT-4.7.3-1", "a topic filter is empty")
+    if any("#" in level and level != "#" for level in topic_filter.split("/")) or "#/" in topic_filter:
+        return ProtocolViolation("MQTT-4.7.1-2", "# in a topic filter is not alone in the last level")
+    return ProtocolViolation("MQTT-4.7.1-3", "+ in a topic filter is not alone in its level")
 
 
 def _connect(body: _Body) -> Connect | UnsupportedLevel:
@@ -238,8 +267,10 @@ def _connect(body: _Body) -> Connect | UnsupportedLevel:
 def _check_connect_flags(flags: int) -> None:
     if flags & 0x01:
         raise ProtocolViolation("MQTT-3.1.2-3", "the reserved flag of CONNECT is set")
-    if not flags & 0x04 and flags & 0x38:
-        raise ProtocolViolation("MQTT-3.1.2-11", "CONNECT has no will, but its QoS or retain flag")
+    if not flags & 0x04 and flags & 0x18:
+        raise ProtocolViolation("MQTT-3.1.2-13", "CONNECT has no will, but its QoS")
+    if not flags & 0x04 and flags & 0x20:
+        raise ProtocolViolation("MQTT-3.1.2-15", "CONNECT has no will, but its retain flag")
     if flags & 0x18 == 0x18:
         raise ProtocolViolation("MQTT-3.1.2-14", "the will's QoS is 3")
     if flags & 0xC0 == 0x40:

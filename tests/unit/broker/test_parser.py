@@ -28,7 +28,8 @@ from broker.engines.amqtt.packets import (
     Will,
 )
 from broker.engines.amqtt.parser import Parser, TopicNames
-from tests import mqtt
+from tests import malformed, mqtt
+from tests.malformed import Malformed
 
 LIMIT = 70_000
 
@@ -224,3 +225,25 @@ def test_a_length_is_encoded_as_it_is_read(length: int) -> None:
 def test_what_the_server_sends_is_encoded_by_the_book(ours: bytes, theirs: bytes) -> None:
     """A client would not understand its answer."""
     assert theirs == ours
+
+
+@pytest.mark.parametrize("case", malformed.PACKETS + malformed.CONNECTS, ids=str)
+def test_a_malformed_packet_is_refused_by_the_statement_that_names_it(case: Malformed) -> None:
+    """It would pass, or be refused by chance for something else."""
+    assert ([], case.statement) == parse(case.frame)
+    assert ([], case.statement) == parse(*(case.frame[at : at + 1] for at in range(len(case.frame))))
+    assert ([Pingreq()], case.statement) == parse(mqtt.PINGREQ + case.frame + mqtt.PINGREQ)
+
+
+@pytest.mark.parametrize("case", malformed.NOT_FIRST + malformed.NOT_TWICE, ids=str)
+def test_a_packet_out_of_place_is_not_the_parsers_to_refuse(case: Malformed) -> None:
+    """The table would say that it is well-formed where it is not."""
+    (_,), rule = parse(case.frame)
+    assert rule is None
+
+
+def test_a_byte_order_mark_is_kept() -> None:
+    """MQTT-1.5.3-3: two topics would become one."""
+    (found,), _ = parse(b"\x30\x06\x00\x04\xef\xbb\xbfa")
+    assert isinstance(found, tuple)
+    assert "\ufeffa" == found[0]
