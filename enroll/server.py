@@ -109,7 +109,9 @@ class EnrollServer:
             _log.warning(event("connection.not_accepted", reason=error.strerror, count=count))
         if error.errno in (errno.EMFILE, errno.ENFILE) and (slot := self._slots.oldest_of_most(_now())):
             self._evict(slot)
-        await asyncio.sleep(_PAUSE_SECONDS)
+            await asyncio.sleep(_PAUSE_SECONDS / 20)  # until its descriptor is free
+        else:
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _make_room(self, network: str) -> None:
         """Returns when one more connection from `network` may be opened."""

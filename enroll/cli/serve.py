@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import random
+import resource
 import signal
 import threading
 import time
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 
 _DISPATCH_STOP_SECONDS = 5.0
+_DESCRIPTORS = 4096
 
 
 def serve(
@@ -54,8 +56,17 @@ def serve(
     if public_url is not None:
         check_enroll_url(public_url)
     log_to(logging.StreamHandler())
+    _allow_descriptors()
     with open_registry(at) as registry, _runner() as runner:
         runner.run(_serve(at, config, registry, address, public_url))
+
+
+def _allow_descriptors() -> None:
+    """As many files as a process may have here: a thousand connections need more than the usual 1024."""
+    now_allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, _DESCRIPTORS)
+    if now_allowed != resource.RLIM_INFINITY and now_allowed < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _runner() -> asyncio.Runner:
