@@ -23,7 +23,8 @@ class Bucket:
         """Take `amount`; the seconds until the debt is paid, 0 if there is none."""
         level = self._level + (now - self._at) * self._rate
         self._at = now
-        self._level = level = (level if level < self._burst else self._burst) - amount
+        level = (level if level < self._burst else self._burst) - amount  # noqa: FURB136 - on the path of every read
+        self._level = level
         return 0.0 if level >= 0 else -level / self._rate
 
     def give_back(self, amount: float) -> None:
@@ -56,7 +57,7 @@ class Usage:
     def send(self, messages: int, size_bytes: int, now: float) -> float:
         """The seconds for which no more is read of one that sent this."""
         for_messages, for_bytes = self._messages.take(messages, now), self._bytes.take(size_bytes, now)
-        seconds = for_messages if for_messages > for_bytes else for_bytes
+        seconds = max(for_messages, for_bytes)
         if not seconds:
             self._slowed_since = None
         elif self._slowed_since is None:
