@@ -94,11 +94,13 @@ def pubcomp(id: int) -> bytes:
 class Peer:
     """One TLS connection. Reads end with AssertionError when the deadline passes."""
 
-    def __init__(self, address: tuple[str, int], context: ssl.SSLContext) -> None:
+    def __init__(
+        self, address: tuple[str, int], context: ssl.SSLContext, session: ssl.SSLSession | None = None
+    ) -> None:
         raw = socket.create_connection(address, timeout=within(10))
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            self.socket = context.wrap_socket(raw, server_hostname=address[0])
+            self.socket = context.wrap_socket(raw, server_hostname=address[0], session=session)
         except BaseException:
             raw.close()
             raise

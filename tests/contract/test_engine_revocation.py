@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 
 import pytest
 
 from broker.engine import Disconnected, Reason
 from fleet.directory import Entry
-from fleet.identity import State
+from fleet.identity import Principal, Role, State
 from tests import mqtt
 from tests.certificates import Identity
 from tests.contract.engines import RunningEngine
@@ -106,6 +107,42 @@ def test_a_renewal_ends_the_old_certificates_connection_and_keeps_the_session(
     assert Reason.SUPERSEDED is broker.wait_event(Disconnected).reason
     with broker.peer(renewed) as peer:
         assert mqtt.ACCEPTED_PRESENT == peer.ask(mqtt.connect(pump.id, clean=False))
+
+
+def test_another_role_ends_what_the_old_one_allowed(broker: RunningEngine) -> None:
+    """Whoever was an operator would go on as one, live or with what its session kept."""
+    identity = broker.admit(broker.fleet.client("admin", Role.OPERATOR))
+    with broker.join(identity, mqtt.connect("admin", clean=False)) as live:
+        assert mqtt.suback(0) == live.ask(mqtt.subscribe(("devices/+/up/#", 0)))
+        entry = broker.entry(identity)
+        broker.apply(replace(entry, principal=Principal(Role.DEVICE, identity.id)))
+        assert live.is_closed()
+    with broker.peer(identity) as back, broker.join(broker.device("pump-07")) as device:
+        assert back.ask(mqtt.connect("admin", clean=False)) in (mqtt.ACCEPTED, mqtt.ACCEPTED_PRESENT)
+        device.send(mqtt.publish("devices/pump-07/up/x", b"not for a device"))
+        device.sync()
+        back.sync()
+        assert mqtt.suback(0x80) == back.ask(mqtt.subscribe(("devices/+/up/#", 0)))
+
+
+def test_what_a_revoked_device_retained_does_not_speak_for_it(
+    broker: RunningEngine, pump: Identity, operator: Identity
+) -> None:
+    """Its last words would be read as the present; its successor under the id would be handed what was meant for it."""
+    with broker.join(operator) as sender, broker.join(pump) as peer:
+        peer.ask(mqtt.publish(STATUS, b"online", 1, retain=True))
+        peer.ask(mqtt.publish("devices/pump-07/up/state", b"valve open", 1, 2, retain=True))
+        sender.ask(mqtt.publish("devices/pump-07/down/state", b"open the valve", 1, retain=True))
+        broker.revoke(pump)
+        assert peer.is_closed()
+    successor = broker.fleet.client(pump.id)
+    broker.apply(broker.entry(successor, epoch=2))
+    with broker.join(operator) as reader, broker.join(successor) as heir:
+        reader.ask(mqtt.subscribe(("devices/pump-07/up/#", 0)))
+        assert "revoked" == status(reader.receive())[1]["reason"]
+        reader.sync()
+        heir.ask(mqtt.subscribe(("devices/pump-07/down/#", 1)))
+        heir.sync()
 
 
 def test_an_older_entry_does_not_bring_anyone_back(broker: RunningEngine, pump: Identity) -> None:

@@ -31,6 +31,7 @@ from broker.engines.amqtt.packets import (
 from broker.engines.amqtt.rates import Usage
 from broker.engines.amqtt.routing import Retained, Subscriptions
 from broker.engines.amqtt.session import FleetSession, Link
+from fleet import topics
 from fleet.identity import DeviceId, Principal, Role, Serial, State
 from fleet.limits import Limits
 from fleet.messages import Envelope, Presence, StatusMessage
@@ -204,10 +205,11 @@ class Hub:
             reason = Reason.REVOKED
         for session in cut:
             self.leave(session, reason, fires_will=False)
-            if reason is not Reason.SUPERSEDED or entry is None or session.epoch != entry.epoch:
+            if reason is not Reason.SUPERSEDED or _is_over(change) or entry is None or session.epoch != entry.epoch:
                 self._forget(session)
         if _is_over(change):
             self.retained.forget_all_of(change.principal.id)
+            self.retained.forget_matching(topics.own_down(change.principal.id))  # nor what it was told
             self._usages.pop(change.principal.id, None)
         was_admitted = change.before is not None and bool(change.ends())
         # Whoever was let in by a look-up is cut by the first change that we hear of.
@@ -363,7 +365,7 @@ def _is_over(change: Change) -> bool:
     before, after = change.before, change.after
     if after is None or after.state in (State.REVOKED, State.REMOVED):
         return True
-    return before is not None and before.epoch != after.epoch
+    return before is not None and (before.epoch, before.principal) != (after.epoch, after.principal)
 
 
 def _is_still_admitted(session: FleetSession, change: Change) -> bool:
@@ -371,4 +373,6 @@ def _is_still_admitted(session: FleetSession, change: Change) -> bool:
     entry = change.after
     if entry is None or entry.state is not State.ACTIVE or not entry.serials or entry.epoch != session.epoch:
         return False
+    if change.before is not None and change.before.principal != entry.principal:
+        return False  # another role: its grants were another's
     return session.client is None or entry.admits(session.client.serial)

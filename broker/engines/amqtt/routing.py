@@ -178,6 +178,11 @@ class Retained:
         for topic in tuple(holding.topics) if holding is not None else ():
             self._forget(topic)
 
+    def forget_matching(self, topic_filter: str) -> None:
+        """Nothing is left that this filter matches, whoever retained it."""
+        for message in tuple(self.matching(topic_filter)):
+            self._forget(message.topic)
+
     def _find(self, topic: str) -> _Leaf | None:
         leaf: _Leaf | None = self._root
         for level in topic.split("/"):
