@@ -6,6 +6,7 @@ Nothing is imported before it is needed: `run` never loads `cryptography`, which
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -29,9 +30,16 @@ from fleet.layout import AgentHome
 from fleet.streams import escape_unencodable
 
 if TYPE_CHECKING:
+    from device_agent.est_client import Hardware
     from device_agent.joining import Invitation
+    from device_agent.waiting import Patience
 
 _SYSTEM_HOME: Final = Path("/var/lib/device-agent")
+_SERIAL_FILES: Final = (
+    Path("/proc/device-tree/serial-number"),
+    Path("/sys/class/dmi/id/product_serial"),
+)
+_MODEL_FILES: Final = (Path("/proc/device-tree/model"), Path("/sys/class/dmi/id/product_name"))
 _RANDOM: Final = random.SystemRandom()
 _DESCRIPTION: Final = "Gives this device an identity of its own and keeps it connected to its fleet."
 
@@ -78,10 +86,12 @@ def _add_home(parser: argparse.ArgumentParser, default: str | None) -> None:
 def _add_join(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("code", nargs="?", metavar="CODE", help="the join code of `enroll token create`; - reads it")
     parser.add_argument("--file", type=Path, metavar="PATH", help="a join file; removed after success")
-    parser.add_argument("--url", metavar="URL", help="the enrollment service, with --root-pin and --token")
+    parser.add_argument("--url", metavar="URL", help="the enrollment service, with --root-pin, and --token if any")
     parser.add_argument("--root-pin", metavar="HEX", help="SHA-256 of the root's public key: `enroll ca show`")
-    parser.add_argument("--token", metavar="TOKEN", help="the one-time token; - reads it")
+    parser.add_argument("--token", metavar="TOKEN", help="the one-time token; - reads it; none: be paired")
     parser.add_argument("--id", metavar="ID", help="the device id; else the join file's, else the host name")
+
+    parser.add_argument("--no-wait", action="store_true", help="where an admin has to approve: do not wait for it")
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +124,8 @@ def _join(options: argparse.Namespace, home: AgentHome) -> int:
         if options.file is not None and store.is_enrolled_as(device, invitation.url):
             credential = store.credential()  # the power went between success and the removal of the file
         else:
-            credential = joining.join(store, invitation, device, time.monotonic)
+            patience = None if options.no_wait else _patience()
+            credential = joining.Joining(home, store, invitation, device, _hardware(), time.monotonic, patience).join()
     if options.file is not None:
         _remove_join_file(options.file)
     print(f"enrolled {credential.device} ({credential.role.value}) at {printable(credential.enroll_url)}")
@@ -136,12 +147,41 @@ def _invitation(options: argparse.Namespace) -> tuple[Invitation, DeviceId | Non
         case False, True, False:
             found = join.parse_join_file(_read_join_file(options.file))
             return invitation_of(found.code), given_id or found.device
-        case False, False, True if all(part is not None for part in parts):
-            pin, token = join.parse_root_pin(options.root_pin), join.parse_token(_or_stdin(options.token))
+        case False, False, True if options.url is not None and options.root_pin is not None:
+            pin = join.parse_root_pin(options.root_pin)
+            token = None if options.token is None else join.parse_token(_or_stdin(options.token))
             return Invitation(join.check_enroll_url(options.url), pin, token), given_id
     raise InvalidInput(
-        "name one invitation", hint="device-agent join CODE | --file PATH | --url URL --root-pin HEX --token TOKEN"
+        "name one invitation", hint="device-agent join CODE | --file PATH | --url URL --root-pin HEX [--token TOKEN]"
     )
+
+
+def _patience() -> Patience:
+    from device_agent.waiting import Patience
+
+    return Patience(time.sleep, _RANDOM.random, lambda: datetime.now(UTC), _tell)
+
+
+def _tell(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+def _hardware() -> Hardware:
+    """What a Pi's firmware, or a PC's, says of itself; nothing where it says nothing."""
+    from device_agent.est_client import Hardware
+
+    return Hardware(_first_line(_SERIAL_FILES), _first_line(_MODEL_FILES))
+
+
+def _first_line(paths: Sequence[Path]) -> str:
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                text = file.read(256).decode("ascii", "replace").rstrip("\0\n")
+        except OSError:
+            continue
+        return text
+    return ""
 
 
 def _or_stdin(value: str) -> str:
@@ -199,9 +239,13 @@ def _moment() -> Moment:
 
 
 def _status(options: argparse.Namespace, home: AgentHome) -> int:
-    from device_agent import status
+    from device_agent import status, waiting
 
     store = Store(home, PosixDisk())
+    note = None if home.meta.exists() else waiting.read_note(home)
+    if note is not None:
+        print(json.dumps(note.fields(), indent=2) if options.output == "json" else note.words)
+        return 0
     fields = status.read_status(home, store)
     role = store.credential().role.value
     print(status.as_json(fields) if options.output == "json" else status.as_table(fields, role, datetime.now(UTC)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 from fleet import pki
 from fleet.errors import FleetError, Unreachable
 from fleet.identity import DeviceId, Role
+from fleet.join import fingerprint
 from fleet.layout import Credential
 
 _MAX_INTERMEDIATES: Final = 3
@@ -32,6 +34,11 @@ def new_key_pem() -> bytes:
     """A fresh P-256 key, unencrypted: what protects it is its file's mode."""
     key = ec.generate_private_key(ec.SECP256R1())
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def fingerprint_of(key: ec.EllipticCurvePrivateKey) -> str:
+    """What people compare of the key's public half, as `enroll request show` prints it."""
+    return fingerprint(hashlib.sha256(pki.spki(key.public_key())).digest())
 
 
 def load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from cryptography import x509
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from device_agent import https, tls
 from device_agent.failures import Cause, Failure, words
 from fleet import est
-from fleet.errors import Denied, FleetError, TimedOut, Unreachable, printable
+from fleet.errors import Denied, FleetError, Unreachable, printable
 from fleet.identity import DeviceId, Server
 from fleet.join import Token
 
@@ -37,32 +38,81 @@ def fetch_ca_certificates(url: str, device: DeviceId, monotonic: Callable[[], fl
         raise unreachable(Failure(Cause.BAD_ANSWER, peer, str(error)), device) from error
 
 
-def enrol(
-    url: str, root: x509.Certificate, token: Token, csr: bytes, device: DeviceId, monotonic: Callable[[], float]
-) -> list[x509.Certificate]:
-    """The certificates that the service answers with, the new one among them.
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What the device says of itself, for an admin to look at; nothing hangs on it."""
 
-    Raises: Denied, TimedOut, Unreachable, FleetError.
+    serial: str = ""
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An enrolment's request: the CSR of `device`, and the token that allows it, or none to be paired."""
+
+    token: Token | None = field(repr=False)
+    csr: bytes
+    device: DeviceId
+    hardware: Hardware
+
+    def headers(self) -> dict[str, str]:
+        user = str(self.device) if self.token else est.PAIRING_USER
+        credentials = base64.b64encode(f"{user}:{self.token or ''}".encode()).decode()
+        return {
+            "Authorization": f"Basic {credentials}",
+            "Content-Type": est.PKCS10,
+            "Content-Transfer-Encoding": "base64",
+            "Accept": est.PKCS7,
+            est.SERIAL_HEADER: _header(self.hardware.serial),
+            est.MODEL_HEADER: _header(self.hardware.model),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An admin has to approve: the service's name for the request, the key's fingerprint, when to ask again."""
+
+    request: str
+    key: str
+    retry_seconds: float | None
+
+
+def enrol(
+    url: str, root: x509.Certificate, asked: Asked, key: str, monotonic: Callable[[], float]
+) -> list[x509.Certificate] | Waiting:
+    """The certificates that the service answers with, the new one among them; or that it waits for an admin.
+
+    Raises: Denied, Unreachable, FleetError.
     """
     context = tls.context_for(Server.ENROLL, root.public_bytes(Encoding.PEM).decode(), monotonic)
-    credentials = base64.b64encode(f"{device}:{token}".encode()).decode()
-    headers = {
-        "Authorization": f"Basic {credentials}",
-        "Content-Type": est.PKCS10,
-        "Content-Transfer-Encoding": "base64",
-        "Accept": est.PKCS7,
-    }
-    request = https.Request(url, est.SIMPLE_ENROLL, "POST", headers, est.encode_body(csr))
+    request = https.Request(url, est.SIMPLE_ENROLL, "POST", asked.headers(), est.encode_body(asked.csr))
     try:
         answer = https.send(request, context)
     except https.RequestFailed as error:
-        raise unreachable(error.failure, device) from error
+        raise unreachable(error.failure, asked.device) from error
+    if answer.status == 202:
+        return Waiting(_request_id(answer), key, _retry_seconds(answer))
     if answer.status != 200:
-        refused(answer, device, https.peer_of(url))
+        refused(answer, asked.device, https.peer_of(url), is_pairing=asked.token is None)
     try:
         return est.decode_certificates(answer.body)
     except ValueError as error:
-        raise unreachable(Failure(Cause.BAD_ANSWER, https.peer_of(url), str(error)), device) from error
+        raise unreachable(Failure(Cause.BAD_ANSWER, https.peer_of(url), str(error)), asked.device) from error
+
+
+def _header(text: str) -> str:
+    """What may stand in a header (RFC 9110, 5.5), and no more of it than an admin reads."""
+    return "".join(character for character in text if character.isascii() and character.isprintable())[:64]
+
+
+def _request_id(answer: https.Answer) -> str:
+    return printable(answer.headers.get(est.REQUEST_HEADER.lower(), ""))[:32] or "unknown"
+
+
+def _retry_seconds(answer: https.Answer) -> float | None:
+    """Retry-After in seconds; a date (RFC 9110, 10.2.3) is left to a device's own judgement: its clock may be wrong."""
+    text = answer.headers.get("retry-after", "")
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 7 else None
 
 
 def unreachable(failure: Failure, device: DeviceId) -> Unreachable:
@@ -76,18 +126,17 @@ def unreachable(failure: Failure, device: DeviceId) -> Unreachable:
     return Unreachable(found.message, hint=found.hint)
 
 
-def refused(answer: https.Answer, device: DeviceId, peer: str) -> NoReturn:
-    """Raise what any answer but 200 means: the service was verified, so its reason is worth repeating."""
+def refused(answer: https.Answer, device: DeviceId, peer: str, *, is_pairing: bool = False) -> NoReturn:
+    """Raise what any answer but 200 and 202 means: the service was verified, so its reason is worth repeating."""
     reason = _reason(answer)
     new_token = f"ask for a new one: enroll token create --device {device}"
     match answer.status:
-        case 202:
-            raise TimedOut(
-                f"an admin has to approve this request of {device}",
-                hint=f"after `enroll request approve`, run the same command again{_later(answer)}",
-            )
+        case 401 if is_pairing:
+            raise Denied("this fleet pairs no device without a token", hint=new_token)
         case 401:
             raise Denied(f"the token is not accepted: {reason}", hint=new_token)
+        case 403 if answer.headers.get(est.REQUEST_HEADER.lower()) == "denied":
+            raise Denied(reason, hint="ask whoever runs the fleet; then run the same command with a new token")
         case 403:
             raise Denied(f"the token does not allow this: {reason}", hint=f"check the id ({device}), or {new_token}")
         case 400 | 413 | 415:
@@ -104,5 +153,5 @@ def _reason(answer: https.Answer) -> str:
 
 
 def _later(answer: https.Answer) -> str:
-    seconds = answer.headers.get("retry-after", "")
-    return f" in {seconds} s" if seconds.isascii() and seconds.isdigit() and len(seconds) < 7 else ""
+    seconds = _retry_seconds(answer)
+    return "" if seconds is None else f" in {seconds:.0f} s"

@@ -28,9 +28,9 @@ SPARE_OF_TOKEN: Final = 3  # a device that was set up anew while it waited has a
 MAX_PAIRINGS: Final = 100
 MAX_PAIRINGS_OF_NETWORK: Final = 10
 _ID_BYTES: Final = 5
-_SOONEST: Final = timedelta(seconds=10)
+_SOONEST: Final = timedelta(seconds=2)
 _LATEST: Final = timedelta(minutes=5)
-_PAIRING_RETRY: Final = timedelta(seconds=5)  # somebody stands before the device
+_LATEST_PAIRING: Final = timedelta(seconds=5)  # somebody stands before the device
 
 
 class TooManyWaiting(FleetError):
@@ -177,5 +177,6 @@ def _check_room(transaction: Transaction, wanted: Wanted, now: datetime) -> None
 
 def _waiting(record: ApprovalRecord, now: datetime, *, is_new: bool) -> Waiting:
     """Who has waited for long is asked to come less often: a tenth of its age, within bounds."""
-    retry = _PAIRING_RETRY if record.token is None else min(max((now - record.created_at) / 10, _SOONEST), _LATEST)
+    latest = _LATEST_PAIRING if record.token is None else _LATEST
+    retry = min(max((now - record.created_at) / 10, _SOONEST), latest)
     return Waiting(record.id, record.device, record.key, retry, is_new)
