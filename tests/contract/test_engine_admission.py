@@ -258,6 +258,33 @@ def test_a_refused_connect_leaves_the_victims_state_alone(
     assert 1 == broker.call(broker.engine.stats).sessions
 
 
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_clone_that_is_not_listed_does_not_end_the_owners_connection(
+    broker: RunningEngine, pump: Identity, clean: bool
+) -> None:
+    """Whoever has an old or forged certificate of a device could keep it offline."""
+    with broker.join(pump, mqtt.connect(pump.id, clean=False)) as owner:
+        owner.ask(mqtt.subscribe(("devices/pump-07/down/#", 1)))
+        with broker.peer(broker.fleet.client(pump.id)) as clone:
+            assert NOT_AUTHORIZED == clone.ask(mqtt.connect(pump.id, clean=clean))
+        owner.sync()
+        assert 1 == broker.call(broker.engine.stats).subscriptions
+
+
+def test_the_owner_takes_over_with_its_new_certificate(broker: RunningEngine, pump: Identity) -> None:
+    """A renewal would cost the session, or wait for the old connection to die."""
+    renewed = broker.fleet.client(pump.id)
+    entry = broker.entry(pump)
+    both = frozenset({pump.serial, renewed.serial})
+    broker.apply(type(entry)(entry.seq, entry.principal, entry.state, entry.epoch, both))
+    with broker.join(pump, mqtt.connect(pump.id, clean=False)) as old, broker.peer(renewed) as new:
+        assert mqtt.ACCEPTED_PRESENT == new.ask(mqtt.connect(pump.id, clean=False))
+        assert old.is_closed()
+        (client,) = broker.clients()
+        assert renewed.serial == client.serial
+    assert Reason.TAKEN_OVER is broker.wait_event(Disconnected).reason
+
+
 def test_a_connection_in_the_clear_is_closed(broker: RunningEngine, pump: Identity) -> None:
     """Something would be said without TLS."""
     with socket.create_connection(broker.address, timeout=within(10)) as plain:

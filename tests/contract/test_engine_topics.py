@@ -27,6 +27,13 @@ FOREIGN_TOPICS = [
     "devices/pump-0/up/x",
     "devices//up/x",
     "devices/PUMP-07/up/x",
+    "Devices/pump-07/up/x",
+    "devices/pump-07 /up/x",
+    "devices/pump-07\u200b/up/x",
+    "devices/\uff50ump-07/up/x",
+    "devices/pump-07//up/x",
+    "devices/valve-1/../pump-07/up/x",
+    "devices/pump-07/up2",
     "/devices/pump-07/up/x",
     "fleet/notices/x",
     "$SYS/broker/x",
@@ -49,13 +56,23 @@ FOREIGN_FILTERS = [
     "devices/pump-07x/down/#",
     "devices//down/#",
     "devices/PUMP-07/down/#",
+    "devices/pump-07//down/#",
+    "devices/\uff50ump-07/down/#",
+    "/#",
+    "+/+/+/#",
+    "devices/+/#",
+    "devices/+",
     "+/pump-07/down/#",
     "fleet/#",
     "$SYS/#",
     "$SYS/broker/clients",
     "$share/g/devices/pump-07/down/#",
     "$share/g/devices/valve-1/up/#",
+    "$share/g/#",
+    "$share//devices/pump-07/down/#",
     "$share",
+    "$queue/devices/pump-07/down/#",
+    "$exclusive/devices/pump-07/down/#",
 ]
 
 
@@ -181,13 +198,22 @@ def test_a_retained_message_waits_for_who_may_read_it(
         assert mqtt.publish("devices/pump-07/up/status", b"on", 1, 1, retain=True) == reader.receive()
 
 
-def test_retaining_elsewhere_is_denied(broker: RunningEngine, pump: Identity, operator: Identity) -> None:
-    """A device would leave a message in another's name for whoever comes."""
-    with broker.join(pump) as peer:
-        peer.send(mqtt.publish("devices/valve-1/up/status", b"off", 0, retain=True))
-        peer.sync()
+@pytest.mark.parametrize("qos", [0, 1, 2])
+@pytest.mark.parametrize("payload", [b"off", b""], ids=["replaced", "deleted"])
+def test_retaining_elsewhere_is_denied(
+    broker: RunningEngine, pump: Identity, valve: Identity, operator: Identity, qos: int, payload: bytes
+) -> None:
+    """A device would leave a message in another's name for whoever comes, or delete what another left."""
+    with broker.join(valve) as other, broker.join(pump) as peer:
+        other.ask(mqtt.publish("devices/valve-1/up/status", b"on", 1, retain=True))
+        peer.send(mqtt.publish("devices/valve-1/up/status", payload, qos, retain=True))
+        if qos:
+            assert peer.is_closed()
+        else:
+            peer.sync()
     with broker.join(operator) as reader:
-        reader.ask(mqtt.subscribe(("devices/+/up/#", 1)))
+        reader.ask(mqtt.subscribe(("devices/+/up/#", 0)))
+        assert mqtt.publish("devices/valve-1/up/status", b"on", retain=True) == reader.receive()
         reader.sync()
 
 
