@@ -20,8 +20,8 @@ from enroll import audit, authority, service
 from enroll.authority import Authority
 from enroll.registry import Registry, feed, identity, log
 from enroll.registry import tokens as token_rows
-from enroll.registry.records import Intent, PrincipalRecord, TokenRecord
-from enroll.service import Enrolment, Issued, NotAdmitted, NotAllowed
+from enroll.registry.records import Approval, Intent, PrincipalRecord, TokenRecord
+from enroll.service import Asker, Enrolment, Issued, NotAdmitted, NotAllowed, TooManyWaiting
 from enroll.tokens import TokenOrder, TokenRefused
 from fleet.errors import Denied, FleetError
 from fleet.est import Csr
@@ -60,6 +60,13 @@ def csr(device: DeviceId = PUMP) -> Csr:
 
 def enrolment(registry: Registry, authority: Authority = AUTHORITY) -> Enrolment:
     return Enrolment(registry, authority.devices, DOMAIN, random.Random().randbytes)
+
+
+def enrol(registry: Registry, token: Token, asked: Csr, now: datetime = NOW) -> Issued:
+    """What a token that needs no approval gives."""
+    outcome = enrolment(registry).enrol(token, lambda: asked, now)
+    assert isinstance(outcome, Issued)
+    return outcome
 
 
 def invite(registry: Registry, order: TokenOrder, now: datetime = NOW) -> Token:
@@ -237,7 +244,7 @@ def test_one_token_and_two_keys_at_once_give_one_certificate(factory: RegistryFa
             ) -> bool:
                 barrier.wait(within(10))
                 try:
-                    enrolment(registry).enrol(token, lambda: asked, NOW)
+                    enrol(registry, token, asked)
                 except TokenRefused:
                     return False
                 return True
@@ -253,7 +260,7 @@ def test_one_token_and_one_key_at_once_give_one_certificate(factory: RegistryFac
         token, asked = invite(first, TokenOrder(PUMP)), csr()
 
         def redeem(registry: Registry) -> Issued:
-            return enrolment(registry).enrol(token, lambda: asked, NOW)
+            return enrol(registry, token, asked)
 
         with ThreadPoolExecutor(2) as pool:
             one, other = pool.map(redeem, (first, second))
@@ -268,7 +275,7 @@ def test_a_revocation_and_a_renewal_at_once_leave_nothing_live(factory: Registry
         for number in range(10):
             device = DeviceId(f"pump-{number}")
             token, asked = invite(first, TokenOrder(device)), csr(device)
-            serial = enrolment(first).enrol(token, lambda asked=asked: asked, NOW).serial  # type: ignore[misc]
+            serial = enrol(first, token, asked).serial
             barrier = threading.Barrier(2)
 
             def renew(serial: Serial = serial, device: DeviceId = device, barrier: threading.Barrier = barrier) -> None:
@@ -318,6 +325,20 @@ class Fleet(RuleBasedStateMachine):
     def invite_any(self, uses: int) -> None:
         self.tokens.append(invite(self.registry, TokenOrder(pattern="*", uses=uses), self.now))
 
+    @rule(device=devices, replaces=st.booleans())
+    def invite_for_approval(self, device: DeviceId, replaces: bool) -> None:
+        order = TokenOrder(device, replace=replaces, approval=Approval.MANUAL)
+        try:
+            self.tokens.append(invite(self.registry, order, self.now))
+        except Denied:
+            assert not replaces
+
+    @rule(data=st.data())
+    def revoke_token(self, data: st.DataObject) -> None:
+        if self.tokens:
+            token = data.draw(st.sampled_from(self.tokens))
+            service.revoke_token(self.registry, token.id, by="test", now=self.now)
+
     @rule(device=devices)
     def make_request(self, device: DeviceId) -> None:
         self.requests.append(csr(device))
@@ -328,8 +349,35 @@ class Fleet(RuleBasedStateMachine):
             return
         token, asked = data.draw(st.sampled_from(self.tokens)), data.draw(st.sampled_from(self.requests))
         try:
-            self.issued.append(enrolment(self.registry).enrol(token, lambda: asked, self.now))
-        except (TokenRefused, NotAllowed):
+            outcome = enrolment(self.registry).enrol(token, lambda: asked, self.now)
+        except (TokenRefused, NotAllowed, TooManyWaiting):
+            return
+        if isinstance(outcome, Issued):
+            self.issued.append(outcome)
+
+    @rule(data=st.data())
+    def pair(self, data: st.DataObject) -> None:
+        if not self.requests:
+            return
+        try:
+            outcome = enrolment(self.registry).pair(data.draw(st.sampled_from(self.requests)), self.now, Asker())
+        except (NotAllowed, TooManyWaiting):
+            return
+        if isinstance(outcome, Issued):
+            self.issued.append(outcome)
+
+    @rule(data=st.data(), is_denied=st.booleans())
+    def decide(self, data: st.DataObject, is_denied: bool) -> None:
+        waiting = service.requests(self.registry, self.now)
+        if not waiting:
+            return
+        request = data.draw(st.sampled_from(waiting)).id
+        try:
+            if is_denied:
+                service.deny(self.registry, request, "no", by="test", now=self.now)
+            else:
+                service.approve(self.registry, request, by="test", now=self.now)
+        except Denied:
             return
 
     @rule(data=st.data())
