@@ -114,6 +114,16 @@ def test_a_certificate_issued_a_moment_ago_gets_in(broker: RunningEngine) -> Non
         peer.sync()
 
 
+def test_a_look_up_that_found_nothing_is_not_remembered(broker: RunningEngine) -> None:
+    """A device that was a moment too early, or came while the service was away, would stay out."""
+    young = broker.fleet.client("pump-08")
+    with broker.peer(young) as early:
+        assert NOT_AUTHORIZED == early.ask(mqtt.connect(young.id))
+    broker.service.entries[young.serial] = broker.entry(young)
+    with broker.join(young) as peer:
+        peer.sync()
+
+
 def test_what_comes_during_a_look_up_is_handled_after_it(broker: RunningEngine) -> None:
     """A client that does not wait for CONNACK (3.1.4) would lose its first packets."""
     young = broker.fleet.client("pump-08")
