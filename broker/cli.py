@@ -12,20 +12,23 @@ import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from random import SystemRandom
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 import uvloop
 
-from broker import directory
+from broker import directory, figures
 from broker.directory import Directory, Journal
 from broker.engine import Engine, Listener, Rules
 from broker.engines.amqtt.engine import AmqttEngine
 from broker.event_log import EventLog
 from broker.feed import Feed
+from broker.figures import LoopDelay, Readings
 from broker.membership import Membership
+from broker.metrics import PATH, MetricsServer
 from broker.trust import ClientTrust, load_client_trust, load_trust
 from fleet import config
 from fleet.config import Address, FleetConfig
@@ -35,6 +38,7 @@ from fleet.layout import AdminHome, IdentityFiles, RunFile
 from fleet.logs import event, log_to
 
 _log = logging.getLogger("broker")
+_LOOP_CHECK_SECONDS: Final = 0.25
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 _Home = Annotated[Path | None, typer.Option("--home", help="The fleet's home (or FLEET_HOME).", show_default=False)]
@@ -54,14 +58,18 @@ def serve(
         str, typer.Option(help="HOST:PORT; port 0 takes any free one. Otherwise as fleet.toml says.")
     ] = "",
     public_url: Annotated[str, typer.Option(help="The address to tell devices, as mqtts://HOST:PORT.")] = "",
+    metrics: Annotated[
+        str, typer.Option(help="HOST:PORT of GET /metrics, for Prometheus; whoever reaches it may read it.")
+    ] = "",
 ) -> None:
     """Accept devices, until SIGTERM."""
     before_verb: Path | None = context.obj
     admin_home = _open_home(home or before_verb or _default_home())
     settings = _read_config(admin_home)
     address = config.parse_address(listen) if listen else settings.broker_listen
+    metrics_address = config.parse_address(metrics) if metrics else settings.broker_metrics
     _log_to_stderr()
-    uvloop.run(_serve(admin_home, settings, address, public_url))
+    uvloop.run(_serve(admin_home, settings, address, metrics_address, public_url))
 
 
 def _log_to_stderr() -> None:
@@ -119,17 +127,19 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-async def _serve(home: AdminHome, settings: FleetConfig, address: Address, public_url: str) -> None:
+async def _serve(
+    home: AdminHome, settings: FleetConfig, address: Address, metrics: Address | None, public_url: str
+) -> None:
     """Serve until a signal. Raises: FleetError."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     broker = _Broker(home, settings, directory.load(home.broker_directory))
-    running = [loop.create_task(broker.feed.run()), loop.create_task(broker.membership.keep())]
+    running = [loop.create_task(work) for work in (broker.feed.run(), broker.membership.keep(), broker.watch_loop())]
     signalled = loop.create_task(stopping.wait())
     try:
-        if await _unless(signalled, broker.start(address)):
+        if await _unless(signalled, broker.start(address, metrics)):
             _announce(home, settings, broker.address, public_url)
             loop.add_signal_handler(signal.SIGHUP, broker.reload_soon)
             await asyncio.wait([signalled, *running], return_when=asyncio.FIRST_COMPLETED)
@@ -172,10 +182,17 @@ class _Broker:
         )
         self.engine: Engine = AmqttEngine(_now)
         self.address = Address("", 0)
+        self._started_at = _now()
+        self._version = version("mqtt-fleet")
+        self._loop_delay = LoopDelay()
+        self._metrics: MetricsServer | None = None
         self._reloading: asyncio.Task[None] | None = None
 
-    async def start(self, address: Address) -> None:
+    async def start(self, address: Address, metrics: Address | None) -> None:
         """Accept connections, as soon as it is known whose; prove it with one of our own. Raises: FleetError."""
+        if metrics is not None:
+            self._metrics = MetricsServer(metrics, self._read, asyncio.get_running_loop(), time.monotonic)
+            print(f"broker: metrics http://{self._metrics.address}{PATH}", flush=True)
         if self.membership.directory.position is None:
             print("broker: waiting for the enrollment service: who may connect is not known yet", file=sys.stderr)
             await self.membership.wait_for_snapshot()
@@ -183,7 +200,30 @@ class _Broker:
         self.membership.on_change = self.engine.apply
         listener = Listener(address, self._settings.broker_limits)
         self.address = await self.engine.start(listener, self.trust, rules, EventLog(time.monotonic).tell)
+        self.engine.show(lambda: figures.topics(self._read()))
         await self._prove()
+
+    def _read(self) -> Readings:
+        """What the broker tells of itself, now."""
+        known = self.membership.directory
+        return Readings(
+            version=self._version,
+            started_at=self._started_at,
+            now=_now(),
+            stats=self.engine.stats(),
+            delay=self._loop_delay.copy(),
+            directory_age_seconds=self.membership.age_seconds,
+            directory_seq=known.position.seq if known.position is not None else 0,
+            principals=len(known.entries),
+        )
+
+    async def watch_loop(self) -> None:
+        """Measure how late the event loop comes to things; for ever, as a task."""
+        while True:
+            due = time.monotonic() + _LOOP_CHECK_SECONDS
+            await asyncio.sleep(_LOOP_CHECK_SECONDS)
+            now = time.monotonic()
+            self._loop_delay.record(now - due, now)
 
     async def _prove(self) -> None:
         """Let a good identity of our own in, and keep a revoked one out. Raises: FleetError."""
@@ -223,6 +263,8 @@ class _Broker:
         if self._reloading is not None:
             await _end(self._reloading)
         await self.engine.stop()
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.stop)
         with suppress(OSError):  # said by `keep` already
             await self.membership.save()
 

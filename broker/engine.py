@@ -5,8 +5,9 @@ An engine interprets or compiles the rules of `fleet.policy`; one that cannot ex
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -121,17 +122,35 @@ Event = Connected | Refused | Disconnected | Denied | Slowed
 
 @dataclass(slots=True)
 class Stats:
-    """Counters since the start, and gauges."""
+    """What is there now, and what was counted since the start. Messages are PUBLISH, packets are of any type."""
 
+    pending: int = 0  # connections that were not let in yet
     connections: int = 0
     sessions: int = 0
     subscriptions: int = 0
     retained: int = 0
+    retained_bytes: int = 0
+    queued: int = 0
+    queued_bytes: int = 0
+    deepest_queue: int = 0
+    inflight: int = 0
+
+    accepted: int = 0
+    packets_received: int = 0
+    packets_sent: int = 0
+    bytes_received: int = 0  # of MQTT: without TLS
+    bytes_sent: int = 0
     messages_received: int = 0
     messages_sent: int = 0
     messages_dropped: int = 0
     denied: int = 0
-    refused: int = 0
+    slowed: int = 0
+    refused: Counter[Reason] = field(default_factory=Counter)
+    disconnected: Counter[Reason] = field(default_factory=Counter)
+
+    def copy(self) -> Stats:
+        """As it is now, whatever is counted later."""
+        return replace(self, refused=self.refused.copy(), disconnected=self.disconnected.copy())
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +204,12 @@ class Engine(Protocol):
 
     def clients(self) -> tuple[Client, ...]:
         """Who is connected."""
+
+    def show(self, read_counters: Callable[[], Mapping[str, str]]) -> None:
+        """From now on, whoever subscribes to topics under `$SYS/` gets what `read_counters` gives by topic.
+
+        At once, and every 10 s what has changed. An engine that has such topics of its own may leave it at that.
+        """
 
     def stats(self) -> Stats:
         """The counters now."""

@@ -42,9 +42,14 @@ class Membership:
         if known.position is not None:
             self._has_snapshot.set()
 
+    @property
+    def age_seconds(self) -> float:
+        """How long ago the service was heard, or this started."""
+        return self._monotonic() - self._heard_at
+
     def is_fresh(self) -> bool:
-        """Whether the service was heard of lately: what is known of revocations is not old. Counts from the start."""
-        return self._monotonic() - self._heard_at < _STALE_SECONDS
+        """Whether the service was heard of lately: what is known of revocations is not old."""
+        return self.age_seconds < _STALE_SECONDS
 
     async def wait_for_snapshot(self) -> None:
         """Return once it is known who may connect."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from ipaddress import ip_address
 from typing import Any, Final
 
 from fleet.errors import FleetError, InvalidInput
@@ -37,6 +38,13 @@ def parse_address(text: str) -> Address:
     return Address(bare, int(port))
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 @dataclass(frozen=True, slots=True)
 class FleetConfig:
     """What `enroll` and `broker` read from `fleet.toml`. `hosts` are the DNS names and IP addresses of both servers."""
@@ -49,6 +57,7 @@ class FleetConfig:
     broker_limits: Limits
     policy: Policy
     enroll_pairing: bool = False
+    broker_metrics: Address | None = None
 
 
 def load(text: str) -> FleetConfig:
@@ -79,15 +88,14 @@ class _Reader:
             self.problems.append("hosts names no host")
         crl_url = self._text("crl_url", self.table.get("crl_url"))
         enroll_listen = self._listen("enroll", {"listen", "pairing"}, DEFAULT_ENROLL_LISTEN)
-        broker_listen = self._listen("broker", {"listen", "limits"}, DEFAULT_BROKER_LISTEN)
+        broker_listen = self._listen("broker", {"listen", "limits", "metrics"}, DEFAULT_BROKER_LISTEN)
         rules = tuple(self._rules())
         if domain is None or enroll_listen is None or broker_listen is None:
             return None
         limits = self._limits()
         policy = Policy(DEFAULT_RULES + rules)
-        return FleetConfig(
-            domain, hosts, crl_url, enroll_listen, broker_listen, limits, policy, self._switch("enroll", "pairing")
-        )
+        pairing, metrics = self._switch("enroll", "pairing"), self._metrics()
+        return FleetConfig(domain, hosts, crl_url, enroll_listen, broker_listen, limits, policy, pairing, metrics)
 
     def _trust_domain(self) -> TrustDomain | None:
         try:
@@ -103,6 +111,20 @@ class _Reader:
         except InvalidInput as error:
             self.problems.append(f"{section}.listen: {error}")
             return None
+
+    def _metrics(self) -> Address | None:
+        """Where to serve metrics; nobody has to show who they are there, so it is an address of this host."""
+        table = self.table.get("broker", {})
+        if not isinstance(table, dict) or "metrics" not in table:
+            return None
+        try:
+            found = parse_address(self._text("broker.metrics", table["metrics"]))
+        except InvalidInput as error:
+            self.problems.append(f"broker.metrics: {error}")
+            return None
+        if not _is_loopback(found.host):
+            self.problems.append(f"broker.metrics: {found} can be reached from outside; say so with --metrics {found}")
+        return found
 
     def _switch(self, section: str, name: str) -> bool:
         """True if that key says so; off is the default of everything that is switched on."""

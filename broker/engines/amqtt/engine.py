@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from broker.directory import Change
 from broker.engine import Capabilities, Client, Clock, Event, Listener, Reason, Rules, Stats
 from broker.engines.amqtt import admission, packets
+from broker.engines.amqtt.counters import CounterTopics
 from broker.engines.amqtt.embedding import FleetBroker
 from broker.engines.amqtt.hub import Hub
 from broker.engines.amqtt.listener import Door
@@ -33,6 +34,7 @@ class AmqttEngine:
         self._door: Door | None = None
         self._broker: FleetBroker | None = None
         self._address: Address | None = None
+        self._counters: CounterTopics | None = None
 
     async def start(self, listener: Listener, trust: Trust, rules: Rules, observe: Callable[[Event], None]) -> Address:
         """See `Engine.start`."""
@@ -90,6 +92,8 @@ class AmqttEngine:
         if self._broker is None or self._hub is None or self._door is None:
             return
         broker, self._broker = self._broker, None
+        if self._counters is not None:
+            self._counters.stop()
         self._hub.leave_all(Reason.STOPPED)
         for connection in tuple(self._door.open):
             connection.end(Reason.STOPPED)
@@ -116,8 +120,18 @@ class AmqttEngine:
 
     def stats(self) -> Stats:
         """See `Engine.stats`."""
+        if self._hub is None or self._door is None:
+            return Stats()
+        found = self._hub.stats()
+        found.pending = self._door.pending
+        return found
+
+    def show(self, read_counters: Callable[[], Mapping[str, str]]) -> None:
+        """See `Engine.show`."""
         assert self._hub is not None
-        return self._hub.stats()
+        if self._counters is not None:
+            self._counters.stop()
+        self._counters = CounterTopics(self._hub, asyncio.get_running_loop(), read_counters)
 
 
 def _connect_frame(name: str) -> bytes:

@@ -61,15 +61,23 @@ class Hub:
         self.subscriptions: Subscriptions[FleetSession] = Subscriptions()
         self._of_owner: dict[DeviceId, list[FleetSession]] = {}
         self._usages: dict[DeviceId, Usage] = {}
-        self._stats = Stats()
+        self.counted = Stats()
+        self.refresh_counters: Callable[[], None] = _nothing_to_refresh
 
     def stats(self) -> Stats:
         """The counters now."""
-        found = self._stats
-        found.connections = sum(1 for _ in self.live())
+        found = self.counted.copy()
         found.sessions = len(self.sessions)
         found.subscriptions = self.subscriptions.count
         found.retained = len(self.retained)
+        found.retained_bytes = self.retained.size_bytes
+        for session in self.sessions.values():
+            waiting = session.waiting
+            found.connections += session.client is not None
+            found.inflight += len(session.deliveries)
+            found.queued += len(waiting)
+            found.queued_bytes += waiting.size_bytes
+            found.deepest_queue = max(found.deepest_queue, len(waiting))
         return found
 
     def live(self) -> Iterable[tuple[FleetSession, Client]]:
@@ -80,11 +88,12 @@ class Hub:
 
     def refused(self, event: Refused) -> None:
         """Count and tell a connection that was not let in."""
-        self._stats.refused += 1
+        self.counted.refused[event.reason] += 1
         self.observe(event)
 
     def slowed(self, session: FleetSession) -> None:
         """Tell that a client is read more slowly from now on."""
+        self.counted.slowed += 1
         if session.client is not None:
             self.observe(Slowed(session.client))
 
@@ -118,7 +127,7 @@ class Hub:
         old = self.sessions.get(decision.client_id)
         if old is not None:
             self.leave(old, Reason.TAKEN_OVER)  # its will goes out before the new client can say anything
-        session = FleetSession(connect, decision.client_id, decision.entry, self.limits, self.retained, self._stats)
+        session = FleetSession(connect, decision.client_id, decision.entry, self.limits, self.retained, self.counted)
         session.grants = decision.grants
         is_present = self._succeed(session, self.sessions.get(decision.client_id))
         self._add(session)
@@ -126,6 +135,7 @@ class Hub:
         session.link = link
         session.transitions.connect()
         link.send(packets.connack(admission.ACCEPTED, session_present=is_present))
+        self.counted.accepted += 1
         self.observe(Connected(session.client, is_present))
         session.send_again()
         return session
@@ -177,6 +187,7 @@ class Hub:
         if session.clean_session:
             self._forget(session)
         link.end(reason)
+        self.counted.disconnected[reason] += 1
         self.observe(Disconnected(client, reason, detail))
         if will is not None and fires_will and session.grants.decide(Action.PUBLISH, will.topic).allowed:
             self.route(Publish.of(will.topic, will.payload, will.qos, retain=will.retain), session.owner)
@@ -260,7 +271,7 @@ class Hub:
 
     def publish(self, session: FleetSession, packet: Publish) -> None:
         """Authorise, route, acknowledge: in this order. Raises: ProtocolViolation."""
-        self._stats.messages_received += 1
+        self.counted.messages_received += 1
         if packet.topic not in session.granted_topics and not self._may_publish(session, packet):
             return
         if packet.retain and not self.retained.has_room(packet, session.owner):
@@ -300,7 +311,7 @@ class Hub:
             self.leave(session, reason, packet.topic)
 
     def _deny(self, session: FleetSession, action: Action, topic: str) -> None:
-        self._stats.denied += 1
+        self.counted.denied += 1
         session.denials += 1
         if session.client is not None:
             self.observe(Denied(session.client, action, topic, session.denials))
@@ -311,18 +322,17 @@ class Hub:
         """Keep a retained message, and hand a message to everyone subscribed. `owner` is None for the broker itself."""
         if publish.retain:
             self._retain(publish, owner)
-        message_qos = publish.qos
-        found = self.subscriptions.route(publish.topic)
-        self._stats.messages_sent += len(found)
-        for session, granted_qos in found:
-            if not session.deliver(publish, min(message_qos, granted_qos), owner):
-                self._stats.messages_sent -= 1
+        message_qos, sent = publish.qos, 0
+        for session, granted_qos in self.subscriptions.route(publish.topic):
+            if session.deliver(publish, min(message_qos, granted_qos), owner):
+                sent += 1
+        self.counted.messages_sent += sent
 
     def _retain(self, publish: Publish, owner: DeviceId | None) -> None:
         if owner is None or self.retained.has_room(publish, owner):
             self.retained.set(publish, owner)
         else:
-            self._stats.messages_dropped += 1  # a will: nobody is there to be told
+            self.counted.messages_dropped += 1  # a will: nobody is there to be told
 
     def _subscribe(self, session: FleetSession, packet: Subscribe) -> None:
         codes = [self._subscribe_one(session, topic_filter, qos) for topic_filter, qos in packet.requests]
@@ -337,6 +347,8 @@ class Hub:
             return _SUBSCRIPTION_FAILED
         if topic_filter not in session.filters and not self._has_room_for_a_filter(session):
             return _SUBSCRIPTION_FAILED
+        if topic_filter.startswith("$SYS/"):
+            self.refresh_counters()  # before it is subscribed: what is retained by now is what it gets
         session.filters[topic_filter] = qos
         self.subscriptions.add(topic_filter, session, qos)
         return qos
@@ -358,6 +370,10 @@ class Hub:
             if session.filters.pop(topic_filter, None) is not None:
                 self.subscriptions.remove(topic_filter, session)
         self._answer(session, packets.unsuback(packet.packet_id))
+
+
+def _nothing_to_refresh() -> None:
+    """Until there are counters to show."""
 
 
 def _is_over(change: Change) -> bool:

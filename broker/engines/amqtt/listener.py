@@ -59,6 +59,11 @@ class Door:
         self._pending[connection] = None
         return True
 
+    @property
+    def pending(self) -> int:
+        """How many connections were not let in yet."""
+        return len(self._pending)
+
     def settled(self, connection: Connection) -> None:
         """A connection was let in, or ends."""
         self._pending.pop(connection, None)
@@ -188,7 +193,11 @@ class Connection(asyncio.Protocol):
         """Encrypt and write what was sent, as one piece."""
         if self._is_paused or not self._out or self._transport is None:
             return
-        frames, self._out, self._out_bytes = self._out, [], 0
+        frames = self._out
+        counted = self._door.hub.counted
+        counted.packets_sent += len(frames)
+        counted.bytes_sent += self._out_bytes
+        self._out, self._out_bytes = [], 0
         try:
             self._tls.write(frames[0] if len(frames) == 1 else b"".join(frames))
         except ssl.SSLError:
@@ -260,7 +269,7 @@ class Connection(asyncio.Protocol):
             self._end_before(Reason.LOST)
 
     def _take_packets(self, size_bytes: int) -> None:
-        hub, now, count = self._door.hub, self._door.loop.time(), 0
+        hub, now, count, acknowledged = self._door.hub, self._door.loop.time(), 0, 0
         try:
             for packet in self._rest:
                 session = self._session
@@ -270,7 +279,7 @@ class Connection(asyncio.Protocol):
                 elif type(packet) is Publish:
                     hub.publish(session, packet)
                 elif type(packet) is Puback:
-                    count -= session.acknowledged(packet.packet_id)
+                    acknowledged += session.acknowledged(packet.packet_id)
                 else:
                     hub.handle(session, packet)
                 if self._must_wait:
@@ -280,11 +289,14 @@ class Connection(asyncio.Protocol):
         except ProtocolViolation as violation:
             self._end_before(Reason.PROTOCOL, str(violation))
             return
+        finally:
+            hub.counted.packets_received += count
+            hub.counted.bytes_received += size_bytes
         if not self._parser.is_within_packet:
             self._packet_began_at = 0.0
         elif not self._packet_began_at:
             self._packet_began_at = now
-        if self._usage is not None and (seconds := self._usage.send(count, size_bytes, now)):
+        if self._usage is not None and (seconds := self._usage.send(count - acknowledged, size_bytes, now)):
             self._slow_down(self._usage, seconds, now)
 
     def _slow_down(self, usage: Usage, seconds: float, now: float) -> None:

@@ -45,6 +45,10 @@ class Subscriptions(Generic[S]):
         node.subscribers[subscriber] = qos
         self._routes.clear()
 
+    def has_below(self, first_level: str) -> bool:
+        """Whether anyone asked for topics that begin with that level, by its name."""
+        return bool(self._root.children and first_level in self._root.children)
+
     def remove(self, topic_filter: str, subscriber: S) -> None:
         """Unsubscribe; nothing happens if there was no such subscription."""
         path = self._path(topic_filter)
@@ -137,6 +141,11 @@ class Retained:
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all that is retained."""
+        return sum(holding.size_bytes for holding in self._holdings.values())
 
     def set(self, message: Publish, owner: DeviceId | None) -> None:
         """Keep the message, or forget the topic's if it is empty (3.3.1.3).

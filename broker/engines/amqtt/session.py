@@ -110,6 +110,7 @@ class FleetSession(Session):
         # Topics whose retained message a new subscription is owed, with the QoS to send it at. What it says is looked
         # up when there is room: it takes no queue, and is never older than what was sent already.
         self._owed: OrderedDict[str, int] = OrderedDict()
+        self._stats = stats
         self._retained = retained
 
     def _init_states(self) -> None:
@@ -140,18 +141,19 @@ class FleetSession(Session):
         self._owed, predecessor._owed = predecessor._owed, self._owed
 
     def deliver(self, publish: Publish, qos: int, owner: DeviceId | None) -> bool:
-        """Send a message now, or keep it until there is room; False where it was dropped."""
+        """Send a message now, or keep it until there is room; whether it was sent now."""
         link = self.link
         if qos == 0:
             if link is None:
-                return True  # QoS 0 is not kept for the absent, and not owed to them
+                return False  # QoS 0 is not kept for the absent, and not owed to them
             if not self._waiting.has_qos_0 and not link.is_congested:
                 link.send(publish.plain())
                 return True
         elif link is not None and not self._waiting and self._has_room(link):
             self._send(link, publish, qos)
             return True
-        return self._waiting.put(Waiting(publish, qos, owner))
+        self._waiting.put(Waiting(publish, qos, owner))
+        return False
 
     def owe_retained(self, topic: str, qos: int) -> None:
         """A new subscription gets what is retained for this topic, as soon as `pump` finds room."""
@@ -180,6 +182,7 @@ class FleetSession(Session):
             if waiting.first.qos and not self._has_room(link):
                 return
             message = waiting.pop()
+            self._stats.messages_sent += 1
             if message.qos:
                 self._send(link, message.publish, message.qos)
             else:
@@ -194,6 +197,7 @@ class FleetSession(Session):
             # That the filter was granted is one check, this is another.
             if message is None or not self.grants.decide(Action.SUBSCRIBE, topic).allowed:
                 continue
+            self._stats.messages_sent += 1
             if qos := min(granted_qos, message.qos):
                 self._send(link, message, qos, retain=True)
             else:
@@ -208,6 +212,7 @@ class FleetSession(Session):
         """After a reconnect: everything unacknowledged, in its first order, then what waits (4.4, 4.6)."""
         if self.link is not None:
             for packet_id, delivery in self._deliveries.items():
+                self._stats.messages_sent += not delivery.is_released
                 self.link.send(delivery.frame(packet_id, dup=True))
             self.pump()
 
