@@ -26,7 +26,7 @@ from fleet.logs import event
 
 _log = logging.getLogger(__name__)
 
-_LINGER_SECONDS: Final = 2.0  # what was on its way to a refusal is read, so that the client gets to see the refusal
+SERVER: Final = "enroll"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class Limits:
     head: float = 10.0  # of the first and of every later request, so also how long a kept-alive connection idles
     body: float = 10.0
     answer: float = 10.0  # until the peer has taken it
+    linger: float = 2.0  # what was on its way to a refusal is read, so that the client gets to see the refusal
     goodbye: float = 1.0  # until the peer has said its own in TLS
     feed: float = 30.0  # until a broker has taken a chunk
     shutdown: float = 10.0
@@ -66,7 +67,7 @@ class Connection(RequestHandler):
         super().__init__(
             server,
             loop=loop,
-            lingering_time=_LINGER_SECONDS,
+            lingering_time=limits.linger,
             access_log=None,  # type: ignore[arg-type] # how aiohttp is told to have none
             auto_decompress=False,  # nothing here is sent compressed, and a bomb stays small
         )
@@ -126,6 +127,12 @@ class Connection(RequestHandler):
         finished = await super().finish_response(request, resp, start_time)
         self._expect(self._limits.head)
         return finished
+
+    def handle_error(self, *args: Any, **kw: Any) -> web.StreamResponse:
+        """The answer to what is no HTTP; it does not tell what this is written with."""
+        response = super().handle_error(*args, **kw)
+        response.headers["Server"] = SERVER
+        return response
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """What is no HTTP is the peer's mistake and one line; anything else is ours, and keeps its traceback.

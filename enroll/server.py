@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import socket
 import ssl
 from collections import deque
@@ -20,7 +21,7 @@ from typing import Any, Final, TypeVar, cast
 
 from aiohttp import web
 
-from enroll.connection import Connection, Limits
+from enroll.connection import SERVER, Connection, Limits
 from enroll.directory import DirectoryFeed, position_of
 from enroll.est_app import EstApp, refusal, too_large
 from enroll.rate_limit import Sparsely, network_of
@@ -40,6 +41,8 @@ _PAUSE_SECONDS: Final = 0.1
 _Response = TypeVar("_Response", bound=web.StreamResponse)
 _BATCH: Final = 16
 _Asked = tuple[EstRequest, asyncio.Future[EstResponse]]
+# RFC 7030, 3.2.2: it chooses among several CAs, and here is one
+_LABELLED = re.compile(re.escape(est.BASE) + r"/[A-Za-z0-9._~-]{1,64}(/[a-z]+)")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -204,7 +207,7 @@ class EnrollServer:
             return _closing(_response(refusal(error)))
         except TimeoutError:
             _connection(request).expect_no_more()
-            return _closing(web.Response(status=408))
+            return _closing(_response(EstResponse(408, b"the body did not come in time\n")))
         return _response(await self._work(replace(asked, body=body)))
 
     async def _body(self, request: web.BaseRequest) -> bytes:
@@ -262,7 +265,7 @@ class EnrollServer:
         if isinstance(serial, EstResponse):
             return _response(serial)
         _log.info(event("feed.opened", serial=serial, after=position.seq, address=asked.address))
-        response = web.StreamResponse(headers={"Content-Type": directory.MEDIA_TYPE, "Server": "enroll"})
+        response = web.StreamResponse(headers={"Content-Type": directory.MEDIA_TYPE, "Server": SERVER})
         response.enable_chunked_encoding()
         await response.prepare(request)
         try:
@@ -314,9 +317,10 @@ def _now() -> float:
 
 
 def _request_of(request: web.BaseRequest) -> EstRequest:
+    labelled = _LABELLED.fullmatch(request.path)
     return EstRequest(
         request.method,
-        request.path,
+        est.BASE + labelled[1] if labelled else request.path,
         {name.lower(): value for name, value in request.headers.items()},
         b"",
         request.query if request.query_string else {},
@@ -326,7 +330,7 @@ def _request_of(request: web.BaseRequest) -> EstRequest:
 
 
 def _response(answer: EstResponse) -> web.Response:
-    return web.Response(status=answer.status, body=answer.body, headers={"Server": "enroll", **answer.headers})
+    return web.Response(status=answer.status, body=answer.body, headers={"Server": SERVER, **answer.headers})
 
 
 def _closing(response: _Response) -> _Response:
