@@ -140,8 +140,8 @@ async def _serve(
     signalled = loop.create_task(stopping.wait())
     try:
         if await _unless(signalled, broker.start(address, metrics)):
-            _announce(home, settings, broker.address, public_url)
             loop.add_signal_handler(signal.SIGHUP, broker.reload_soon)
+            _announce(home, settings, broker.address, public_url)
             await asyncio.wait([signalled, *running], return_when=asyncio.FIRST_COMPLETED)
     finally:
         await broker.stop()
