@@ -148,9 +148,10 @@ def test_connections_over_the_limit_are_closed_at_once(
     assert Reason.TOO_MANY_CONNECTIONS is broker.wait_event(Refused).reason
 
 
-def test_renegotiation_is_refused(broker: RunningEngine, pump: Identity) -> None:
+def test_renegotiation_is_refused(limited: Callable[[Limits], RunningEngine]) -> None:
     """TLS 1.2's renegotiation costs the server far more than the client."""
-    files = pump.files
+    broker = limited(Limits(connect_seconds=1))  # which is when s_client ends
+    files = broker.device("pump-07").files
     asked = subprocess.run(
         [
             *("openssl", "s_client", "-connect", f"127.0.0.1:{broker.address[1]}", "-tls1_2"),
