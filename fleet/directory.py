@@ -99,13 +99,28 @@ def decode(line: bytes) -> FeedLine:
 
 def _decode(fields: dict[str, Any]) -> FeedLine:
     match fields:
-        case {"type": "entry", "seq": int(seq), "id": str(id_), "role": str(role), "state": str(state)}:
+        case {"type": "entry", "seq": seq, "id": str(id_), "role": str(role), "state": str(state)}:
             match fields:
-                case {"epoch": int(epoch), "serials": [*serials]}:
+                case {"epoch": epoch, "serials": [*serials]}:
                     principal = Principal(Role(role), DeviceId(id_))
-                    return Entry(seq, principal, State(state), epoch, frozenset(Serial(s) for s in serials))
-        case {"type": "snapshot", "feed": str(feed), "seq": int(seq)}:
-            return SnapshotStart(feed, seq)
-        case {"type": "current", "feed": str(feed), "seq": int(seq)}:
-            return Current(feed, seq)
+                    admitted = frozenset(Serial(s) for s in serials)
+                    return Entry(_count(seq), principal, State(state), _count(epoch), admitted)
+        case {"type": "snapshot", "feed": str(feed), "seq": seq}:
+            return SnapshotStart(_feed_id(feed), _count(seq))
+        case {"type": "current", "feed": str(feed), "seq": seq}:
+            return Current(_feed_id(feed), _count(seq))
     raise ValueError("unknown line")
+
+
+def _count(value: object) -> int:
+    """JSON's true is an int in Python; nothing here is below 0. Raises: ValueError."""
+    if type(value) is not int or value < 0:
+        raise ValueError("not a count")
+    return value
+
+
+def _feed_id(value: str) -> str:
+    """It goes back as a part of a URL: a lone surrogate could not. Raises: ValueError."""
+    if not (value.isascii() and value.isprintable()):
+        raise ValueError("not a feed id")
+    return value

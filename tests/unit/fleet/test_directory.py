@@ -10,6 +10,7 @@ from fleet.identity import DeviceId, Principal, Role, Serial, State
 from tests.unit.fleet.strategies import principals
 
 _serials = st.integers(1, (1 << 159) - 1).map(Serial.from_int)
+_feeds = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=20)
 _lines = st.one_of(
     st.builds(
         Entry,
@@ -19,8 +20,8 @@ _lines = st.one_of(
         st.integers(0),
         st.frozensets(_serials, max_size=3),
     ),
-    st.builds(SnapshotStart, st.text(max_size=20), st.integers(0)),
-    st.builds(Current, st.text(max_size=20), st.integers(0)),
+    st.builds(SnapshotStart, _feeds, st.integers(0)),
+    st.builds(Current, _feeds, st.integers(0)),
 )
 
 
@@ -38,6 +39,24 @@ def test_garbage_raises_only_invalid_input(data: bytes) -> None:
     """A damaged snapshot or a hostile service ends the broker."""
     with pytest.raises(InvalidInput):
         decode(data)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"type":"current","feed":"\\ud800","seq":1}',
+        b'{"type":"snapshot","feed":"a\\nb","seq":1}',
+        b'{"type":"current","feed":"f","seq":true}',
+        b'{"type":"current","feed":"f","seq":-1}',
+        b'{"type":"current","feed":"f","seq":1.0}',
+        b'{"type":"entry","seq":true,"id":"a","role":"device","state":"active","epoch":1,"serials":[]}',
+        b'{"type":"entry","seq":1,"id":"a","role":"device","state":"active","epoch":false,"serials":[]}',
+    ],
+)
+def test_what_cannot_be_sent_back_or_counted_is_no_line(line: bytes) -> None:
+    """The follower's next request, or its file, would fail where nobody looks for the service's mistake."""
+    with pytest.raises(InvalidInput):
+        decode(line)
 
 
 @pytest.mark.parametrize("state", list(State))
