@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from enroll.cli.options import HomeOption, Output, OutputOption, Verbs, admin_home, open_registry
-from enroll.cli.output import Row, print_rows
+from enroll.cli.output import Row, print_rows, say
 from fleet import topics
 from fleet.errors import Denied, InvalidInput, NotFound
 from fleet.identity import DeviceId, Principal
-from fleet.policy import Action, Decision, Rule
+from fleet.policy import Action, Decision, Policy, Rule
+
+if TYPE_CHECKING:
+    from enroll.simulation import Kind
 
 
 def show(output: OutputOption = Output.TABLE, home: HomeOption = None) -> None:
@@ -81,4 +85,53 @@ def _print(output: Output, principal: Principal, action: Action, topic: str, dec
         raise Denied(f"{principal} may not {action} {topic}: no rule allows it", hint="enroll policy show")
 
 
-VERBS: Verbs = {"show": show, "check": check}
+def simulate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A fleet.toml as it might be.")],
+    all_: Annotated[bool, typer.Option("--all", help="Also what stays as it is.")] = False,
+    output: OutputOption = Output.TABLE,
+    home: HomeOption = None,
+) -> None:
+    """Replay the log against other rules; exit status 4 if somebody would lose something.
+
+    Each certificate that was ever issued stands for what its holder may do, each command for its topics.
+    """
+    from enroll import simulation
+    from enroll.home import read_config
+    from enroll.registry import log
+
+    at = admin_home(home)
+    present, proposed = read_config(at).policy, _proposed(file)
+    with open_registry(at) as registry, registry.read() as transaction:
+        outcome = simulation.simulate(log.entries(transaction), present, proposed)
+    kinds = sorted(outcome.counts, key=lambda kind: (not kind.is_lost, kind.who, kind.action, kind.shape))
+    rows = [_kind_row(kind, outcome.counts[kind]) for kind in kinds if all_ or kind.is_changed]
+    headers = ("WHO", "ACTION", "TOPICS", "USES", "NOW", "THEN")
+    print_rows(output, headers, rows, nothing="nobody would lose or gain anything")
+    say(f"replayed {outcome.entries} entries of the log: {outcome.uses} uses")
+    if lost := sum(1 for kind in kinds if kind.is_lost):
+        raise Denied(f"{lost} kinds of use that are allowed now would be refused", hint=f"mend the rules in {file}")
+
+
+def _proposed(file: Path) -> Policy:
+    from fleet import config
+
+    try:
+        return config.load(file.read_text()).policy
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{file} cannot be read: {error}", hint="give a whole fleet.toml") from error
+
+
+def _kind_row(kind: Kind, count: int) -> Row:
+    fields = {
+        "who": kind.who,
+        "action": kind.action.value,
+        "topics": kind.shape,
+        "uses": count,
+        "now": kind.before,
+        "then": kind.after,
+    }
+    now, then = kind.before or "refused", kind.after or "refused"
+    return Row(kind.who, fields, (kind.who, kind.action.value, kind.shape, str(count), now, then))
+
+
+VERBS: Verbs = {"show": show, "check": check, "simulate": simulate}
