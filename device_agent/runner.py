@@ -29,17 +29,21 @@ from device_agent.core.effects import (
     Exit,
     FetchConfig,
     Log,
+    OpenSpool,
     Publish,
+    ReadSpool,
     SaveJournal,
     Subscribe,
     Tell,
+    WriteSpool,
 )
 from device_agent.core.events import ConfigFailed, ConfigFetched, Disconnected, Event, Journalled, Started, Tick
-from device_agent.core.state import Settings, initial, next_deadline
-from device_agent.core.step import step
+from device_agent.core.state import Settings, initial
+from device_agent.core.step import next_deadline, step
 from device_agent.failures import Cause, Failure
 from device_agent.journal import Journal, decode_journal
 from device_agent.mqtt import Connection
+from device_agent.spool import SpoolFile
 from device_agent.store import Disk, check_private, replace_file
 from fleet.config import Address
 from fleet.errors import FleetError, InvalidInput
@@ -118,16 +122,17 @@ class Runner:
         """Until StopRequested has been dealt with. Raises: FleetError if the home cannot be used."""
         check_private(self.home.identity.key)
         applications = ApplicationServer(self.home, self.events.post)
+        spool = SpoolFile(self.home, self.settings.device)
         state = initial(self.settings, config_client.known_brokers(self.home), self._load_journal())
         pending: deque[Event] = deque([Started()])
         _log.info("agent.started device=%s serial=%s", self.settings.device, self.settings.serial)
         try:
             applications.start()
-            while not self._is_over:
+            while pending or not self._is_over:
                 event = pending.popleft() if pending else self._next_event(next_deadline(state))
                 state, effects = step(state, event, self.world.moment())
                 for effect in effects:
-                    follow_up = self._perform(effect, applications)
+                    follow_up = self._perform(effect, applications, spool)
                     if follow_up is not None:
                         pending.append(follow_up)
                 self._check_threads(applications)
@@ -137,13 +142,14 @@ class Runner:
                 self._connection.disconnect()
                 self._connection.join(2)
             applications.close()
+            spool.close()
             _log.info("agent.stopped device=%s", self.settings.device)
 
     def _next_event(self, deadline: float | None) -> Event:
         seconds = _LOOK_SECONDS if deadline is None else deadline - self.world.monotonic()
         return self.events.take(max(0.0, min(seconds, _LOOK_SECONDS))) or Tick()
 
-    def _perform(self, effect: Effect, applications: ApplicationServer) -> Event | None:
+    def _perform(self, effect: Effect, applications: ApplicationServer, spool: SpoolFile) -> Event | None:
         """Do it; the event that must come before any other, if there is one."""
         match effect:
             case FetchConfig():
@@ -158,6 +164,8 @@ class Runner:
                     self._connection.disconnect()
             case SaveJournal(journal):
                 return Journalled(self._save_journal(journal))
+            case OpenSpool() | WriteSpool() | ReadSpool():
+                return spool.perform(effect)
             case Tell(app, line):
                 applications.tell(app, line)
             case AnnounceReady():

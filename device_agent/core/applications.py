@@ -22,14 +22,27 @@ from fleet.messages import InvalidMessage, ResultState
 PROTOCOL: Final = 1
 
 
-def on_joined(state: State, event: AppJoined, effects: list[Effect]) -> State:
+def on_event(state: State, event: AppJoined | AppSaid | AppLeft, moment: Moment, effects: list[Effect]) -> State:
+    """An application came, said something, or went."""
+    match event:
+        case AppJoined():
+            return _on_joined(state, event, effects)
+        case AppSaid():
+            return _on_said(state, event, moment, effects)
+        case AppLeft():
+            return _on_left(state, event, moment, effects)
+        case _:
+            assert_never(event)
+
+
+def _on_joined(state: State, event: AppJoined, effects: list[Effect]) -> State:
     """Say who we are."""
     welcome = {"type": "welcome", "v": PROTOCOL, "device": str(state.settings.device), "online": state.is_online}
     effects.append(Tell(event.app, welcome))
     return replace(state, apps=(*state.apps, App(event.app)))
 
 
-def on_left(state: State, event: AppLeft, moment: Moment, effects: list[Effect]) -> State:
+def _on_left(state: State, event: AppLeft, moment: Moment, effects: list[Effect]) -> State:
     """What it had not answered has failed; its successor may take what is not begun."""
     gone = next((app for app in state.apps if app.number == event.app), None)
     if gone is None:
@@ -45,7 +58,7 @@ def on_left(state: State, event: AppLeft, moment: Moment, effects: list[Effect])
     return state
 
 
-def on_said(state: State, event: AppSaid, moment: Moment, effects: list[Effect]) -> State:
+def _on_said(state: State, event: AppSaid, moment: Moment, effects: list[Effect]) -> State:
     """Do what was asked for, or say why not."""
     match event.request:
         case Register() as request:
@@ -55,7 +68,7 @@ def on_said(state: State, event: AppSaid, moment: Moment, effects: list[Effect])
             return _publish(state, event.app, Class.TELEMETRY, topic, data, qos, moment, effects)
         case PublishEvent(kind, data):
             topic = topics.Event(state.settings.device, kind).format()
-            return _publish(state, event.app, Class.EVENT, topic, data, 1, moment, effects)
+            return _publish(state, event.app, Class.ALARM, topic, data, 1, moment, effects)
         case ReportResult() as request:
             return _report(state, event.app, request, moment, effects)
         case AskStatus():
@@ -87,7 +100,7 @@ def _publish(
         payload = messages.encode_object(envelope.fields() | {"data": data})
     except InvalidMessage as error:
         return _refuse(state, app, error.message, effects)
-    return state.queue(kind, topic, payload, qos)
+    return state.queue(kind, topic, payload, qos, accepted=moment.monotonic)
 
 
 def _report(state: State, app: int, request: ReportResult, moment: Moment, effects: list[Effect]) -> State:

@@ -9,9 +9,11 @@ from typing import Any
 from device_agent.clock import Moment
 from device_agent.core.effects import Acknowledge, Effect, Log, SaveJournal, Tell
 from device_agent.core.events import Journalled
+from device_agent.core.shelf import NEVER
+from device_agent.core.spooling import CONFIRMED_SECONDS
 from device_agent.core.state import State
 from device_agent.journal import MAX_UNFINISHED, Entry, Phase
-from device_agent.outbox import Class
+from device_agent.outbox import Class, Outgoing
 from fleet import messages, topics
 from fleet.messages import InvalidMessage, ResultMessage, ResultState
 
@@ -60,7 +62,10 @@ def on_journalled(state: State, event: Journalled, moment: Moment, effects: list
 
 
 def on_tick(state: State, moment: Moment, effects: list[Effect]) -> State:
-    """Commands that nobody took in time have failed, or expired."""
+    """Commands that nobody took in time have failed, or expired; what was confirmed is written down."""
+    if moment.monotonic >= state.save_journal_at:
+        effects.append(SaveJournal(state.journal))
+        state = replace(state, save_journal_at=NEVER)
     return hand_over(state, moment, effects)
 
 
@@ -99,10 +104,18 @@ def queue_result(state: State, entry: Entry, result: ResultState, moment: Moment
     return state.queue(Class.RESULT, topic, payload, command_id=entry.id if result.is_final else "")
 
 
-def on_confirmed(state: State, command_id: str) -> State:
-    """The broker has the final result. It is written down with the next entry: to send it once more harms nobody."""
-    entry = state.journal.find(command_id)
-    return state if entry is None else replace(state, journal=state.journal.put(replace(entry, is_confirmed=True)))
+def on_confirmed(state: State, message: Outgoing, moment: Moment) -> State:
+    """The broker has the final result: soon the disk says so too, or the next run would send it again."""
+    entry = state.journal.find(message.command_id)
+    if entry is None:
+        return state
+    save_at = min(state.save_journal_at, moment.monotonic + CONFIRMED_SECONDS)
+    return replace(state, journal=state.journal.put(replace(entry, is_confirmed=True)), save_journal_at=save_at)
+
+
+def next_time(state: State) -> float:
+    """When a command is held for too long, or confirmations are to be written (monotonic)."""
+    return min([state.save_journal_at, *(entry.hold_until for entry in state.journal.of(Phase.HELD))])
 
 
 def _on_repeated(state: State, known: Entry, acknowledge: Acknowledge, moment: Moment, effects: list[Effect]) -> State:
@@ -140,7 +153,7 @@ def _nobody_takes(state: State, entry: Entry) -> str:
 def _save(state: State, entry: Entry, effects: list[Effect]) -> State:
     state = replace(state, journal=state.journal.put(entry))
     effects.append(SaveJournal(state.journal))
-    return state
+    return replace(state, save_journal_at=NEVER)
 
 
 def _answer_final(state: State, moment: Moment) -> State:

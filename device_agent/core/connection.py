@@ -8,8 +8,10 @@ from typing import Final, assert_never
 
 from device_agent import backoff
 from device_agent.clock import Moment
+from device_agent.core import spooling
 from device_agent.core.effects import AnnounceReady, Connect, Disconnect, Effect, Exit, FetchConfig, Log, Subscribe
 from device_agent.core.events import ConfigFailed, ConfigFetched, Connected, Disconnected, Subscribed
+from device_agent.core.shelf import NEVER
 from device_agent.core.state import (
     Connecting,
     Fetching,
@@ -61,6 +63,17 @@ def on_tick(state: State, moment: Moment, effects: list[Effect]) -> State:
             return say_goodbye(state, effects)
         case Online() | Stopped():
             return state
+        case _:
+            assert_never(state.link)
+
+
+def next_time(state: State) -> float:
+    """When what is waited for is late, or a pause over (monotonic)."""
+    match state.link:
+        case Waiting() | Fetching() | Connecting() | Subscribing() | Stopping():
+            return state.link.until
+        case Online() | Stopped():
+            return NEVER
         case _:
             assert_never(state.link)
 
@@ -160,7 +173,7 @@ def say_goodbye(state: State, effects: list[Effect]) -> State:
 
 def _stopped(state: State, effects: list[Effect]) -> State:
     effects.append(Exit())
-    return replace(state, link=Stopped())
+    return spooling.on_stopped(replace(state, link=Stopped()))
 
 
 def _fetch(state: State, moment: Moment, effects: list[Effect]) -> State:

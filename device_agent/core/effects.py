@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from device_agent.journal import Journal
-from device_agent.outbox import Outgoing
+from device_agent.outbox import Class, Losses, Outgoing
 from fleet.config import Address
 
 
@@ -58,6 +58,68 @@ class SaveJournal:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenSpool:
+    """Find out what is on disk; `SpoolOpened` or `SpoolFailed` is the next event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One message for the disk. `upto_bytes` counts what its class has ever written, this row included.
+
+    `at_second` is by the spool's own clock, which runs while the agent does: an age cannot jump with the clock on the
+    wall.
+    """
+
+    kind: Class
+    number: int
+    at_second: int
+    upto_bytes: int
+    message: Outgoing
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """The broker has all of that class up to row `upto`, and these rows after it."""
+
+    kind: Class
+    upto: int
+    rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """Drop the oldest after row `after`: all that were written before `before_second`, and `excess_bytes` at least."""
+
+    kind: Class
+    after: int
+    before_second: int
+    excess_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteSpool:
+    """All of this in one transaction, durably; `SpoolWritten`, `SpoolOpened` or `SpoolFailed` is the next event.
+
+    `losses`: what the fleet has not been told of yet; what is trimmed is added.
+    """
+
+    rows: tuple[Row, ...]
+    removals: tuple[Removal, ...]
+    trims: tuple[Trim, ...]
+    losses: Losses
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSpool:
+    """The oldest of that class after row `after`; `SpoolRead`, `SpoolOpened` or `SpoolFailed` is the next event."""
+
+    kind: Class
+    after: int
+    max_messages: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tell:
     """One line to one application."""
 
@@ -92,8 +154,13 @@ Effect = (
     | Acknowledge
     | Disconnect
     | SaveJournal
+    | OpenSpool
+    | WriteSpool
+    | ReadSpool
     | Tell
     | AnnounceReady
     | Log
     | Exit
 )
+
+SpoolOrder = OpenSpool | WriteSpool | ReadSpool

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from device_agent.core.shelf import EMPTY, Shelf
 from device_agent.failures import Failure
+from device_agent.outbox import NO_LOSSES, Class, Losses
 from device_agent.requests import Request
 from fleet.config import Address
 
@@ -83,6 +85,60 @@ class Journalled:
 
 
 @dataclass(frozen=True, slots=True)
+class SpoolOpened:
+    """What is on disk. `problem`: the spool that was there was damaged and is kept aside; this one is new."""
+
+    telemetry: Shelf = EMPTY
+    alarms: Shelf = EMPTY
+    second: int = 0
+    losses: Losses = NO_LOSSES
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """So many of the oldest of a class were dropped, up to row `upto`."""
+
+    kind: Class
+    upto: int
+    count: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolWritten:
+    """All that was ordered is on disk, and what had to be dropped is not."""
+
+    trimmed: tuple[Trimmed, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One message as it was read."""
+
+    row: int
+    topic: str
+    payload: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolRead:
+    """A page of messages: they reach up to row `upto`, and `damaged` rows among them could not be read."""
+
+    kind: Class
+    messages: tuple[Stored, ...]
+    upto: int
+    damaged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolFailed:
+    """The disk did not do what was ordered, and may later."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class AppJoined:
     """An application has connected."""
 
@@ -120,6 +176,10 @@ Event = (
     | Arrived
     | Sent
     | Journalled
+    | SpoolOpened
+    | SpoolWritten
+    | SpoolRead
+    | SpoolFailed
     | AppJoined
     | AppSaid
     | AppLeft

@@ -8,6 +8,7 @@ from device_agent.clock import Moment
 from device_agent.core.state import Connecting, Fetching, Online, State, Stopped, Stopping, Subscribing, Waiting
 from device_agent.failures import Words, words
 from device_agent.journal import Phase
+from device_agent.outbox import SPOOLED
 from fleet.messages import format_time
 
 
@@ -58,8 +59,15 @@ def status_line(state: State, moment: Moment) -> dict[str, Any]:
         "agent": settings.version,
         "boot": settings.boot,
         "applications": [{"app": app.name, "commands": list(app.commands)} for app in state.apps if app.rank],
-        "waiting_messages": len(state.outbox.waiting) + len(state.outbox.in_flight),
-        "dropped_messages": state.outbox.dropped,
+        "waiting_messages": len(state.outbox.waiting) + len(state.outbox.in_flight) + state.spool.unloaded,
+        "dropped_messages": state.spool.dropped.total,
+        "spool": {
+            "messages": state.spool.unloaded + sum(len(state.outbox.rows(kind)) for kind in SPOOLED),
+            "bytes": state.spool.size_bytes,
+            "max_bytes": state.spool.bounds.max_bytes,
+            "error": state.spool.error,
+            "problem": state.spool.problem,
+        },
         "set_aside_messages": state.set_aside,
         "unfinished_commands": state.journal.unfinished,
         "unconfirmed_results": sum(not entry.is_confirmed for entry in state.journal.of(Phase.FINAL)),

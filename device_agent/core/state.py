@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import assert_never
 
 from device_agent.clock import Moment
 from device_agent.core.effects import Acknowledge
+from device_agent.core.shelf import NEVER, Spool
 from device_agent.failures import Failure
-from device_agent.journal import Journal, Phase
+from device_agent.journal import Journal
 from device_agent.outbox import Class, Outbox, Outgoing
 from fleet.config import Address
 from fleet.identity import DeviceId, Serial
@@ -104,7 +104,9 @@ class State:
     failed_at: datetime | None = None
     was_ready: bool = False
     outbox: Outbox = field(default_factory=Outbox)
+    spool: Spool = field(default_factory=Spool)
     journal: Journal = field(default_factory=Journal)
+    save_journal_at: float = NEVER
     unacknowledged: tuple[Acknowledge, ...] = ()
     apps: tuple[App, ...] = ()
     applications_expected_until: float = 0.0
@@ -127,25 +129,14 @@ class State:
         envelope = Envelope(self.settings.device, moment.utc, self.settings.boot, self.seq)
         return replace(self, seq=self.seq + 1), envelope
 
-    def queue(self, kind: Class, topic: str, payload: bytes, qos: int = 1, command_id: str = "") -> State:
+    def queue(
+        self, kind: Class, topic: str, payload: bytes, qos: int = 1, command_id: str = "", accepted: float = 0.0
+    ) -> State:
         """With one more message in the outbox."""
-        message = Outgoing(self.handles, kind, topic, payload, qos, kind is Class.PRESENCE, command_id)
+        message = Outgoing(self.handles, kind, topic, payload, qos, kind is Class.PRESENCE, command_id, accepted)
         return replace(self, handles=self.handles + 1, outbox=self.outbox.put(message))
 
 
 def initial(settings: Settings, brokers: tuple[Address, ...], journal: Journal) -> State:
     """The state before `Started`."""
     return State(settings, brokers=brokers, journal=journal)
-
-
-def next_deadline(state: State) -> float | None:
-    """The monotonic time at which a `Tick` is due; None if only others' events can change anything."""
-    times = [entry.hold_until for entry in state.journal.of(Phase.HELD)]
-    match state.link:
-        case Waiting() | Fetching() | Connecting() | Subscribing() | Stopping():
-            times.append(state.link.until)
-        case Online() | Stopped():
-            pass
-        case _:
-            assert_never(state.link)
-    return min(times, default=None)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from device_agent.clock import Moment
-from device_agent.core import applications, commands, connection
+from device_agent.core import applications, commands, connection, spooling
 from device_agent.core.effects import Acknowledge, Effect, Log, Publish
 from device_agent.core.events import (
     AppJoined,
@@ -21,11 +21,16 @@ from device_agent.core.events import (
     Event,
     Journalled,
     Sent,
+    SpoolFailed,
+    SpoolOpened,
+    SpoolRead,
+    SpoolWritten,
     Started,
     StopRequested,
     Subscribed,
     Tick,
 )
+from device_agent.core.shelf import NEVER
 from device_agent.core.state import Online, State, Stopping, Subscribing
 from fleet import topics
 from fleet.errors import InvalidInput
@@ -37,13 +42,13 @@ def step(state: State, event: Event, moment: Moment) -> tuple[State, tuple[Effec
     after = _handle(state, event, moment, effects)
     if after.is_online != state.is_online:
         applications.tell_all(after, effects)
-    return _publish(after, effects), tuple(effects)
+    return _publish(spooling.settle(after, moment, effects), effects), tuple(effects)
 
 
 def _handle(state: State, event: Event, moment: Moment, effects: list[Effect]) -> State:
     match event:
         case Started():
-            return connection.begin(commands.resume(state, moment), moment, effects)
+            return connection.begin(spooling.begin(commands.resume(state, moment)), moment, effects)
         case Tick():
             return commands.on_tick(connection.on_tick(state, moment, effects), moment, effects)
         case ConfigFetched():
@@ -59,15 +64,13 @@ def _handle(state: State, event: Event, moment: Moment, effects: list[Effect]) -
         case Arrived():
             return _on_arrived(state, event, moment, effects)
         case Sent():
-            return _on_sent(state, event, effects)
+            return _on_sent(state, event, moment, effects)
         case Journalled():
             return commands.on_journalled(state, event, moment, effects)
-        case AppJoined():
-            return applications.on_joined(state, event, effects)
-        case AppSaid():
-            return applications.on_said(state, event, moment, effects)
-        case AppLeft():
-            return applications.on_left(state, event, moment, effects)
+        case SpoolOpened() | SpoolWritten() | SpoolRead() | SpoolFailed():
+            return spooling.on_event(state, event, moment, effects)
+        case AppJoined() | AppSaid() | AppLeft():
+            return applications.on_event(state, event, moment, effects)
         case StopRequested():
             return connection.on_stop(state, moment, effects)
         case _:
@@ -90,13 +93,13 @@ def _on_arrived(state: State, event: Arrived, moment: Moment, effects: list[Effe
     return replace(state, set_aside=state.set_aside + 1)
 
 
-def _on_sent(state: State, event: Sent, effects: list[Effect]) -> State:
+def _on_sent(state: State, event: Sent, moment: Moment, effects: list[Effect]) -> State:
     if event.epoch != state.epoch:
         return state
     outbox, message = state.outbox.confirm(event.handle)
     state = replace(state, outbox=outbox)
-    if message is not None and message.command_id:
-        state = commands.on_confirmed(state, message.command_id)
+    if message is not None:
+        state = spooling.on_confirmed(commands.on_confirmed(state, message, moment), message, moment)
     if isinstance(state.link, Stopping) and state.link.handle == event.handle:
         return connection.say_goodbye(state, effects)
     return state
@@ -106,6 +109,12 @@ def _publish(state: State, effects: list[Effect]) -> State:
     """Hand to the connection what its window has room for."""
     if not isinstance(state.link, Online | Stopping):
         return state
-    outbox, messages = state.outbox.take()
+    outbox, messages = state.outbox.take(state.spool.held)
     effects += [Publish(state.link.epoch, message) for message in messages]
     return replace(state, outbox=outbox)
+
+
+def next_deadline(state: State) -> float | None:
+    """The monotonic time at which a `Tick` is due; None if only others' events can change anything."""
+    times = [commands.next_time(state), connection.next_time(state), spooling.next_time(state)]
+    return None if min(times) == NEVER else min(times)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import shutil
+import weakref
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import TypeVar
 
 from device_agent.clock import Moment
-from device_agent.core.effects import Effect, Publish, SaveJournal
+from device_agent.core.effects import Effect, OpenSpool, Publish, ReadSpool, SaveJournal, WriteSpool
 from device_agent.core.events import (
     AppJoined,
     AppSaid,
@@ -17,15 +21,19 @@ from device_agent.core.events import (
     Event,
     Journalled,
     Sent,
+    SpoolFailed,
     Started,
     Subscribed,
 )
+from device_agent.core.shelf import DEFAULT_BOUNDS, Bounds
 from device_agent.core.state import Settings, State, initial
 from device_agent.core.step import step
 from device_agent.journal import Journal
 from device_agent.requests import Register
+from device_agent.spool import SpoolFile
 from fleet.config import Address
 from fleet.identity import DeviceId, Serial
+from fleet.layout import AgentHome
 from fleet.messages import CommandMessage
 from fleet.topics import Command
 
@@ -49,9 +57,16 @@ class Story:
     disk_error: str = ""
     effects: list[Effect] = field(default_factory=list)
     state: State = field(init=False)
+    settings: Settings = SETTINGS
+    bounds: Bounds = DEFAULT_BOUNDS
+    folder: str = field(default_factory=mkdtemp)
+    spool: SpoolFile = field(init=False)
 
     def __post_init__(self) -> None:
-        self.state = initial(SETTINGS, self.brokers, self.journal)
+        self.spool = SpoolFile(AgentHome(Path(self.folder)), PUMP)
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self.state = initial(self.settings, self.brokers, self.journal)
+        self.state = replace(self.state, spool=replace(self.state.spool, bounds=self.bounds))
 
     def now(self) -> Moment:
         return Moment(self.seconds, START + timedelta(seconds=self.seconds), self.chance)
@@ -67,8 +82,11 @@ class Story:
         self.state, effects = step(self.state, event, self.now())
         self.effects += effects
         for effect in effects:
-            if isinstance(effect, SaveJournal):
-                self._feed_one(Journalled(self.disk_error))
+            match effect:
+                case SaveJournal():
+                    self._feed_one(Journalled(self.disk_error))
+                case OpenSpool() | WriteSpool() | ReadSpool():
+                    self._feed_one(self.spool.perform(effect) if not self.disk_error else SpoolFailed(self.disk_error))
 
     def go_online(self) -> list[Effect]:
         """From the beginning, or from a pause, to a connection that is ready; everything sent is confirmed."""

@@ -21,7 +21,8 @@ from device_agent.core.events import (
     Tick,
 )
 from device_agent.core.report import describe
-from device_agent.core.state import Online, Stopping, Waiting, next_deadline
+from device_agent.core.state import Online, Stopping, Waiting
+from device_agent.core.step import next_deadline
 from device_agent.failures import Cause, Failure
 from device_agent.requests import PublishTelemetry
 from tests.unit.device_agent.story import FETCHED, GATEWAY, PUMP, SETTINGS, SPARE, Story, of_kind, published

@@ -24,7 +24,8 @@ from device_agent.core.events import (
     Tick,
 )
 from device_agent.core.report import status_line
-from device_agent.core.state import Online, Stopped, Stopping, Waiting, next_deadline
+from device_agent.core.state import Online, Stopped, Stopping, Waiting
+from device_agent.core.step import next_deadline
 from device_agent.failures import Cause, Failure
 from device_agent.journal import Journal, Phase, decode_journal
 from device_agent.outbox import WINDOW
