@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from enroll import authority, keys
 from enroll.authority import NewAuthority
-from enroll.issuer import Issuer, Names, client_names, serial_number, server_names
+from enroll.issuer import Issuer, Names, client_names, issue_ca, serial_number, server_names
 from fleet import pki
 from fleet.identity import DeviceId, Principal, Role, Serial, Server, TrustDomain
 from fleet.layout import IdentityFiles
@@ -72,6 +72,22 @@ class TestFleet:
         return self._issue(
             self._made.authority.devices, profile, client_names(DOMAIN, principal), principal, issued, life
         )
+
+    def client_of_another_ca(self, id: str) -> Identity:
+        """A device's certificate by a CA for clients that our root has signed, and nobody was told of."""
+        signer, root_signer = keys.KeySigner(keys.new_key()), keys.KeySigner(self._made.root_key)
+        certificate = issue_ca(
+            pki.DEVICES_CA,
+            self._made.authority.root,
+            root_signer,
+            signer.public_key,
+            "another ca",
+            serial=serial_number(secrets.token_bytes(20)),
+            now=datetime.now(UTC),
+        )
+        principal = Principal(Role.DEVICE, DeviceId(id))
+        issuer = Issuer("another", certificate, signer, _CRL_URL)
+        return self._issue(issuer, pki.CLIENT, client_names(DOMAIN, principal), principal, timedelta(0), None)
 
     def server(self, server: Server) -> Identity:
         """A server's certificate; its principal is only a name for it."""

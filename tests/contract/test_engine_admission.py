@@ -88,6 +88,13 @@ def test_the_certificate_of_the_ca_is_no_client(broker: RunningEngine) -> None:
     broker.wait_event(Refused)
 
 
+def test_another_ca_under_the_same_root_is_no_issuer_of_clients(broker: RunningEngine) -> None:
+    """Whatever the root has signed, for a manufacturer or by mistake, would let devices in."""
+    stranger = broker.admit(broker.fleet.client_of_another_ca("pump-07"))
+    assert is_refused_by_tls(broker, client_context(broker.fleet.root_file, stranger))
+    assert Reason.WRONG_ISSUER is broker.wait_event(Refused).reason
+
+
 @pytest.mark.parametrize("name", ["Pump-07", "pump/07", "pump 07", "#", "+", "pump-07\n", "ü", "pump_"])
 def test_a_common_name_outside_the_grammar_is_refused(broker: RunningEngine, name: str) -> None:
     """A name would end up inside a topic filter (CVE-2017-7650)."""
