@@ -146,11 +146,11 @@ class Stats:
     denied: int = 0
     slowed: int = 0
     refused: Counter[Reason] = field(default_factory=Counter)
-    disconnected: Counter[Reason] = field(default_factory=Counter)
+    ended: Counter[Reason] = field(default_factory=Counter)
 
     def copy(self) -> Stats:
         """As it is now, whatever is counted later."""
-        return replace(self, refused=self.refused.copy(), disconnected=self.disconnected.copy())
+        return replace(self, refused=self.refused.copy(), ended=self.ended.copy())
 
 
 @dataclass(frozen=True, slots=True)

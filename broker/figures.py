@@ -178,9 +178,9 @@ FIGURES: Final = (
 )
 
 BY_REASON: Final = (
-    ReasonFigure("refused", "refused", "Connections that were not let in.", lambda s: s.refused),
+    ReasonFigure("connections_refused", "clients/refused", "Connections that were not let in.", lambda s: s.refused),
     ReasonFigure(
-        "disconnected", "disconnected", "Connections that were let in and have ended.", lambda s: s.disconnected
+        "connections_ended", "clients/ended", "Connections that were let in and have ended.", lambda s: s.ended
     ),
 )
 

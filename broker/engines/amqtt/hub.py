@@ -187,7 +187,7 @@ class Hub:
         if session.clean_session:
             self._forget(session)
         link.end(reason)
-        self.counted.disconnected[reason] += 1
+        self.counted.ended[reason] += 1
         self.observe(Disconnected(client, reason, detail))
         if will is not None and fires_will and session.grants.decide(Action.PUBLISH, will.topic).allowed:
             self.route(Publish.of(will.topic, will.payload, will.qos, retain=will.retain), session.owner)
