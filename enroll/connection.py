@@ -21,7 +21,7 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
-from enroll.slots import Slot
+from enroll.slots import Holder, Slot
 from fleet.logs import event
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Limits:
     """What one stranger, or all of them, may take up. Times are in seconds."""
 
     connections: int = 1000
-    waiting_requests: int = 256
+    waiting_requests: int = 600  # more than the share of one network, or its flood would keep out all others
     handshake: float = 10.0
     head: float = 10.0  # of the first and of every later request, so also how long a kept-alive connection idles
     body: float = 10.0
@@ -77,6 +77,11 @@ class Connection(RequestHandler):
         self._tls: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self.certificate: bytes | None = None
+
+    @property
+    def holder(self) -> Holder:
+        """Whom it counts for."""
+        return self._slot.holder
 
     @property
     def was_made(self) -> bool:

@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import ssl
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Final, TypeVar, cast
@@ -26,7 +26,7 @@ from enroll.directory import DirectoryFeed, position_of
 from enroll.est_app import EstApp, refusal, too_large
 from enroll.rate_limit import Sparsely, network_of
 from enroll.registry import RegistryUnavailable
-from enroll.slots import Slot, Slots
+from enroll.slots import Holder, Slot, Slots
 from fleet import directory, est
 from fleet.config import Address
 from fleet.errors import FleetError, InvalidInput
@@ -59,6 +59,7 @@ class EnrollServer:
         self._told = Sparsely()
         self._worker = ThreadPoolExecutor(1, "enroll")
         self._asked: deque[_Asked] = deque()
+        self._waiting = Counter[Holder]()
         self._is_working = False
         self._open_requests = 0
         self._is_idle = asyncio.Event()
@@ -208,7 +209,7 @@ class EnrollServer:
         except TimeoutError:
             _connection(request).expect_no_more()
             return _closing(_response(EstResponse(408, b"the body did not come in time\n")))
-        return _response(await self._work(replace(asked, body=body)))
+        return _response(await self._work(replace(asked, body=body), _connection(request).holder))
 
     async def _body(self, request: web.BaseRequest) -> bytes:
         """The body. Raises: FleetError as soon as it is too large, TimeoutError."""
@@ -225,16 +226,22 @@ class EnrollServer:
                     raise too_large()
         return body
 
-    async def _work(self, request: EstRequest) -> EstResponse:
+    async def _work(self, request: EstRequest, holder: Holder) -> EstResponse:
         """The worker's answer. What comes while it works is its next batch."""
-        if len(self._asked) >= self._limits.waiting_requests:
+        if len(self._asked) >= self._limits.waiting_requests or self._waiting[holder] >= self._slots.share(holder):
             return refusal(RegistryUnavailable("the service is busy", hint="try again in a moment"))
         answer: asyncio.Future[EstResponse] = asyncio.get_running_loop().create_future()
         self._asked.append((request, answer))
         if not self._is_working:
             self._is_working = True
             self._begin_batch()
-        return await answer
+        self._waiting[holder] += 1
+        try:
+            return await answer
+        finally:
+            self._waiting[holder] -= 1
+            if not self._waiting[holder]:
+                del self._waiting[holder]
 
     def _begin_batch(self) -> None:
         batch = [self._asked.popleft() for _ in range(min(len(self._asked), _BATCH))]

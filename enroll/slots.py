@@ -50,10 +50,9 @@ class Slots:
     def is_full(self) -> bool:
         return self._count >= self.limit
 
-    @property
-    def per_network(self) -> int:
-        """Half of all: a site with hundreds of devices behind one address gets in, and leaves room for others."""
-        return max(1, self.limit // 2)
+    def share(self, holder: Holder) -> int:
+        """What one holder may have: half of all for a network, so that a site with hundreds of devices gets in."""
+        return max(1, self.limit // 2) if isinstance(holder, str) else PER_CERTIFICATE
 
     def open(self, slot: Slot) -> None:
         self._by_holder.setdefault(slot.holder, {})[slot] = None
@@ -81,9 +80,8 @@ class Slots:
 
     def over_share(self, holder: Holder, now: float) -> Slot | None:
         """The oldest of `holder` that may end, if it has its share already."""
-        share = self.per_network if isinstance(holder, str) else PER_CERTIFICATE
         held = self._by_holder.get(holder, {})
-        return next(self._ending(held, now), None) if len(held) >= share else None
+        return next(self._ending(held, now), None) if len(held) >= self.share(holder) else None
 
     def oldest_of_most(self, now: float) -> Slot | None:
         """The oldest that may end of the holder that has most; strangers before those who have shown a certificate."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from enroll.registry import Registry
+from enroll.slots import PER_CERTIFICATE
 from fleet import directory, est
 from fleet.layout import AdminHome
 from tests.deadlines import within
@@ -216,18 +217,54 @@ def test_a_connection_gives_its_slot_back_however_it_ends(home: AdminHome) -> No
     against(home, limits(connections=2), steps)
 
 
+GUESS = (
+    f"POST {est.SIMPLE_ENROLL} HTTP/1.1\r\nHost: x\r\nAuthorization: Basic ".encode()
+    + base64.b64encode(b"x:fleettok_" + b"a" * 34)
+    + f"\r\nContent-Type: {est.PKCS10}\r\nContent-Length: 4\r\n\r\nAAAA".encode()
+)
+
+
+def test_a_network_that_floods_the_worker_leaves_room_for_others(home: AdminHome) -> None:
+    """Requests of one stranger take the whole queue, and everybody else hears that the service is busy."""
+
+    async def steps(client: Client) -> None:
+        async def answer(source: str) -> bytes:
+            reader, writer = await client.secure(source)
+            writer.write(GUESS)
+            return await reader.readline()
+
+        with Registry.open(home.registry) as another, another.write():
+            flood = [asyncio.ensure_future(answer("127.0.0.1")) for _ in range(6)]
+            await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
+            other = asyncio.ensure_future(answer("127.0.0.2"))
+            assert (await answer("127.0.0.1")).startswith(b"HTTP/1.1 503 ")
+            assert not other.done()
+        assert (await other).startswith(b"HTTP/1.1 401 ")
+        assert {b"401", b"503"} == {line.split()[1] for line in await asyncio.gather(*flood)}
+
+    against(home, limits(connections=10), steps)
+
+
+def test_one_certificate_does_not_take_every_connection(home: AdminHome) -> None:
+    """A stolen certificate shuts strangers out, who are ended first."""
+
+    async def steps(client: Client) -> None:
+        held = [await client.secure(identity=home.broker_client) for _ in range(PER_CERTIFICATE + 1)]
+        assert b"" == await ended(held[0][0])
+        reader, writer = held[1]
+        writer.write(HEALTH)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+
+    against(home, limits(grace=0.0), steps)
+
+
 def test_the_loop_answers_while_the_registry_is_locked(home: AdminHome) -> None:
     """A backup, or another command line, stops handshakes and health checks."""
 
     async def steps(client: Client) -> None:
         with Registry.open(home.registry) as another, another.write():
             reader, writer = await client.secure()
-            token = "fleettok_" + "a" * 34
-            credentials = base64.b64encode(f"x:{token}".encode()).decode()
-            writer.write(
-                f"POST {est.SIMPLE_ENROLL} HTTP/1.1\r\nHost: x\r\nAuthorization: Basic {credentials}\r\n"
-                f"Content-Type: {est.PKCS10}\r\nContent-Length: 4\r\n\r\nAAAA".encode()
-            )
+            writer.write(GUESS)
             waiting = asyncio.ensure_future(reader.readline())
             other_reader, other_writer = await client.secure()
             other_writer.write(HEALTH)
