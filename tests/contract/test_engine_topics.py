@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import pytest
 
-from broker.engine import Denied, Disconnected, Reason, Refused
-from fleet.identity import Role
+from broker.engine import Clock, Denied, Disconnected, Engine, Reason, Refused
+from fleet.identity import Principal, Role
 from fleet.limits import Limits
-from fleet.policy import Action
+from fleet.policy import DEFAULT_POLICY, Action, Grants, Policy
 from tests import mqtt
 from tests.certificates import Identity, TestFleet
 from tests.contract.engines import RunningEngine
@@ -234,6 +235,35 @@ def test_subscriptions_are_bounded(limited: Callable[[Limits], RunningEngine], f
         filters = [(f"devices/pump-07/down/{name}", 0) for name in "abc"]
         assert mqtt.suback(0, 0, 0x80) == peer.ask(mqtt.subscribe(*filters))
         assert mqtt.suback(1, id=2) == peer.ask(mqtt.subscribe((filters[0][0], 1), id=2))
+
+
+@dataclass(frozen=True, slots=True)
+class ChangingPolicy(Policy):
+    """Rules that are replaced while the engine runs: the last of `versions` holds."""
+
+    versions: list[Policy] = field(default_factory=list)
+
+    def grants(self, principal: Principal) -> Grants:
+        return self.versions[-1].grants(principal)
+
+
+def test_a_kept_subscription_is_decided_again_when_its_owner_is_back(
+    make_engine: Callable[[Clock], Engine], fleet: TestFleet
+) -> None:
+    """What the rules no longer allow would go on for all who had subscribed to it before."""
+    policy = ChangingPolicy((), [DEFAULT_POLICY])
+    without_notices = Policy(tuple(rule for rule in DEFAULT_POLICY.rules if rule.name != "device-reads-notices"))
+    with RunningEngine(make_engine, fleet, policy=policy) as broker:
+        pump = broker.device("pump-07")
+        with broker.join(pump, mqtt.connect(pump.id, clean=False)) as device:
+            device.ask(mqtt.subscribe(("fleet/notices/#", 0), ("devices/pump-07/down/#", 0)))
+        broker.wait_event(Disconnected)
+        policy.versions.append(without_notices)
+        with broker.peer(pump) as device, broker.join(broker.admin()) as sender:
+            assert mqtt.ACCEPTED_PRESENT == device.ask(mqtt.connect(pump.id, clean=False))
+            sender.send(mqtt.publish("fleet/notices/storm", b"!"), mqtt.publish("devices/pump-07/down/state", b"{}"))
+            assert mqtt.publish("devices/pump-07/down/state", b"{}") == device.receive()
+            device.sync()
 
 
 def test_an_entry_of_a_certificate_does_not_lend_its_role(broker: RunningEngine) -> None:
