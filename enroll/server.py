@@ -1,7 +1,7 @@
 """The TLS listener of the enrollment service: bytes of HTTP to `EstRequest`, `EstResponse` to bytes.
 
 Every connection has a slot from before its handshake to its end (`slots`), and a deadline for each step (`connection`).
-What may block runs in one worker thread, so the loop stays free for handshakes.
+What may block runs in one thread (`worker`), so the loop stays free for handshakes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import os
 import re
 import socket
 import ssl
-from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Final, TypeVar, cast
 
@@ -27,6 +25,7 @@ from enroll.est_app import EstApp, refusal, too_large
 from enroll.rate_limit import Sparsely, network_of
 from enroll.registry import RegistryUnavailable
 from enroll.slots import Holder, Slot, Slots
+from enroll.worker import Worker
 from fleet import directory, est
 from fleet.config import Address
 from fleet.errors import FleetError, InvalidInput
@@ -39,8 +38,6 @@ _log = logging.getLogger(__name__)
 _BACKLOG: Final = 512
 _PAUSE_SECONDS: Final = 0.1
 _Response = TypeVar("_Response", bound=web.StreamResponse)
-_BATCH: Final = 16
-_Asked = tuple[EstRequest, asyncio.Future[EstResponse]]
 # RFC 7030, 3.2.2: it chooses among several CAs, and here is one
 _LABELLED = re.compile(re.escape(est.BASE) + r"/[A-Za-z0-9._~-]{1,64}(/[a-z]+)")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -57,10 +54,7 @@ class EnrollServer:
         self._slots = Slots(limits.connections, limits.grace)
         self._freed = asyncio.Event()
         self._told = Sparsely()
-        self._worker = ThreadPoolExecutor(1, "enroll")
-        self._asked: deque[_Asked] = deque()
-        self._waiting = Counter[Holder]()
-        self._is_working = False
+        self._worker = Worker(app.handle_all, limits.waiting_requests, self._slots.share)
         self._open_requests = 0
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -91,7 +85,7 @@ class EnrollServer:
                 await self._is_idle.wait()
         self._http.pre_shutdown()
         await self._http.shutdown(self._limits.shutdown)
-        self._worker.shutdown()
+        self._worker.close()
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -227,40 +221,10 @@ class EnrollServer:
         return body
 
     async def _work(self, request: EstRequest, holder: Holder) -> EstResponse:
-        """The worker's answer. What comes while it works is its next batch."""
-        if len(self._asked) >= self._limits.waiting_requests or self._waiting[holder] >= self._slots.share(holder):
-            return refusal(RegistryUnavailable("the service is busy", hint="try again in a moment"))
-        answer: asyncio.Future[EstResponse] = asyncio.get_running_loop().create_future()
-        self._asked.append((request, answer))
-        if not self._is_working:
-            self._is_working = True
-            self._begin_batch()
-        self._waiting[holder] += 1
         try:
-            return await answer
-        finally:
-            self._waiting[holder] -= 1
-            if not self._waiting[holder]:
-                del self._waiting[holder]
-
-    def _begin_batch(self) -> None:
-        batch = [self._asked.popleft() for _ in range(min(len(self._asked), _BATCH))]
-        requests = [request for request, _ in batch]
-        working = asyncio.get_running_loop().run_in_executor(self._worker, self._app.handle_all, requests)
-        working.add_done_callback(lambda done: self._end_batch(batch, done))
-
-    def _end_batch(self, batch: list[_Asked], done: asyncio.Future[list[EstResponse]]) -> None:
-        error = done.exception()
-        for number, (_, answer) in enumerate(batch):
-            if answer.done():
-                continue  # its connection is gone
-            if error is not None:
-                answer.set_exception(error)
-            else:
-                answer.set_result(done.result()[number])
-        self._is_working = bool(self._asked)
-        if self._asked:
-            self._begin_batch()
+            return await self._worker.answer(request, holder)
+        except RegistryUnavailable as error:
+            return refusal(error)
 
     async def _stream(self, request: web.BaseRequest, asked: EstRequest) -> web.StreamResponse:
         """The directory's feed, for as long as the broker is admitted and reads."""
@@ -268,7 +232,7 @@ class EnrollServer:
             position = position_of(asked.query)
         except InvalidInput as error:
             return _response(refusal(error))
-        serial = await asyncio.get_running_loop().run_in_executor(self._worker, self._app.begin_stream, asked)
+        serial = await self._worker.call(self._app.begin_stream, asked)
         if isinstance(serial, EstResponse):
             return _response(serial)
         _log.info(event("feed.opened", serial=serial, after=position.seq, address=asked.address))

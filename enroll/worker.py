@@ -1,0 +1,81 @@
+"""The one thread in which requests are answered, those that came at about the same time together.
+
+What comes while it works is its next batch. How many wait is bounded, of all and of one holder: whoever floods it is
+told that it is busy, and the others are not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, ParamSpec, TypeVar
+
+from enroll.registry import RegistryUnavailable
+from enroll.slots import Holder
+from fleet.est import EstRequest, EstResponse
+
+_BATCH: Final = 16
+_Asked = tuple[EstRequest, asyncio.Future[EstResponse]]
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class Worker:
+    """Answers with `answer_all`. To be used from one event loop."""
+
+    def __init__(
+        self, answer_all: Callable[[list[EstRequest]], list[EstResponse]], limit: int, share: Callable[[Holder], int]
+    ) -> None:
+        self._answer_all = answer_all
+        self._limit = limit
+        self._share = share
+        self._thread = ThreadPoolExecutor(1, "enroll")
+        self._asked: deque[_Asked] = deque()
+        self._waiting = Counter[Holder]()
+        self._is_working = False
+
+    async def answer(self, request: EstRequest, holder: Holder) -> EstResponse:
+        """The answer to one request of `holder`. Raises: RegistryUnavailable (too many wait already)."""
+        if len(self._asked) >= self._limit or self._waiting[holder] >= self._share(holder):
+            raise RegistryUnavailable("the service is busy", hint="try again in a moment")
+        answer: asyncio.Future[EstResponse] = asyncio.get_running_loop().create_future()
+        self._asked.append((request, answer))
+        if not self._is_working:
+            self._is_working = True
+            self._begin_batch()
+        self._waiting[holder] += 1
+        try:
+            return await answer
+        finally:
+            self._waiting[holder] -= 1
+            if not self._waiting[holder]:
+                del self._waiting[holder]
+
+    async def call(self, function: Callable[_P, _T], *args: _P.args, **kw: _P.kwargs) -> _T:
+        """Call `function` between two batches."""
+        return await asyncio.wrap_future(self._thread.submit(function, *args, **kw))
+
+    def close(self) -> None:
+        """Wait for the thread's end."""
+        self._thread.shutdown()
+
+    def _begin_batch(self) -> None:
+        batch = [self._asked.popleft() for _ in range(min(len(self._asked), _BATCH))]
+        requests = [request for request, _ in batch]
+        working = asyncio.get_running_loop().run_in_executor(self._thread, self._answer_all, requests)
+        working.add_done_callback(lambda done: self._end_batch(batch, done))
+
+    def _end_batch(self, batch: list[_Asked], done: asyncio.Future[list[EstResponse]]) -> None:
+        error = done.exception()
+        for number, (_, answer) in enumerate(batch):
+            if answer.done():
+                continue  # its connection is gone
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(done.result()[number])
+        self._is_working = bool(self._asked)
+        if self._asked:
+            self._begin_batch()
