@@ -13,20 +13,27 @@ from broker.engines.amqtt.hub import Hub
 from broker.engines.amqtt.packets import Publish
 
 _ROOT: Final = "$SYS"
-_PERIOD_SECONDS: Final = 10.0  # as Mosquitto's sys_interval
+PERIOD_SECONDS: Final = 10.0  # as Mosquitto's sys_interval
 _AGAIN_AFTER_SECONDS: Final = 1.0  # whoever subscribes again and again does not have everything counted each time
 
 
 class CounterTopics:
     """Publishes what `read` gives by topic: what has changed, at QoS 0, so that nothing is kept for the absent."""
 
-    def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop, read: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        loop: asyncio.AbstractEventLoop,
+        read: Callable[[], Mapping[str, str]],
+        period_seconds: float = PERIOD_SECONDS,
+    ) -> None:
         self._hub = hub
         self._loop = loop
         self._read = read
         self._published: dict[str, str] = {}
-        self._published_at = -_PERIOD_SECONDS
-        self._timer = loop.call_later(_PERIOD_SECONDS, self._tick)
+        self._published_at = loop.time() - _AGAIN_AFTER_SECONDS
+        self._period_seconds = period_seconds
+        self._timer = loop.call_later(period_seconds, self._tick)
         hub.refresh_counters = self.refresh
 
     def stop(self) -> None:
@@ -39,7 +46,7 @@ class CounterTopics:
             self._publish()
 
     def _tick(self) -> None:
-        self._timer = self._loop.call_later(_PERIOD_SECONDS, self._tick)
+        self._timer = self._loop.call_later(self._period_seconds, self._tick)
         if self._hub.subscriptions.has_below(_ROOT):
             self._publish()
 
