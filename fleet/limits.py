@@ -25,6 +25,7 @@ class Limits:
     burst_seconds: float = 10.0  # how long a rate may have been saved up for
     slowed_seconds: float = 3600.0  # without a break, then cut; a week of a message a second is sent in less
     denials_per_connection: int = 1000
+    max_connect_bytes: int = 16_384  # before it is known who asks; a will says little
     max_packet_bytes: int = 262_144
     max_topic_bytes: int = 1024
     max_topic_levels: int = 32

@@ -77,6 +77,24 @@ def test_a_packet_over_the_limit_is_refused_at_its_header(
         assert peer.is_closed()
 
 
+def test_a_connect_is_small(broker: RunningEngine, pump: Identity) -> None:
+    """Whoever has any certificate, a revoked one too, would have the broker hold 256 KB for each connection."""
+    will = ("devices/pump-07/up/status", bytes(16_000), 1, True)
+    with broker.join(pump, mqtt.connect(pump.id, will=will)) as peer:
+        assert mqtt.puback(5) == peer.ask(mqtt.publish(UP, bytes(20_000), 1, 5))
+    with broker.peer(pump) as peer:
+        peer.send(mqtt.connect(pump.id, will=(*will[:1], bytes(17_000), *will[2:]))[:100])
+        assert peer.is_closed()
+    assert Reason.PROTOCOL is broker.wait_event(Refused).reason
+
+
+def test_what_follows_a_connect_in_one_segment_may_be_larger(broker: RunningEngine, pump: Identity) -> None:
+    """A client that does not wait for CONNACK would lose its first message."""
+    with broker.peer(pump) as peer:
+        peer.send(mqtt.connect(pump.id), mqtt.publish(UP, bytes(30_000), 1, 5))
+        assert [mqtt.ACCEPTED, mqtt.puback(5)] == [peer.receive(), peer.receive()]
+
+
 def test_a_message_as_large_as_telemetry_may_be_passes(broker: RunningEngine, pump: Identity) -> None:
     """What /v1/config promises would be refused."""
     with broker.join(pump) as peer:

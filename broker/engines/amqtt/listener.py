@@ -109,7 +109,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, door: Door) -> None:
         self._door = door
         self._tls = TlsChannel(door.trust.context)
-        self._parser = Parser(door.hub.limits.max_packet_bytes, door.topic_names)
+        self._parser = Parser(door.hub.limits.max_connect_bytes, door.topic_names)
         self._transport: asyncio.Transport | None = None
         self._address = ""
         self._identity: PeerIdentity | None = None
@@ -350,6 +350,7 @@ class Connection(asyncio.Protocol):
             if self._usage is None and not self._may_connect_now(packet, decision):
                 return
             self._session = hub.register(packet, decision, identity.serial, self._address, self)
+            self._parser.allow(hub.limits.max_packet_bytes)
             self._door.settled(self)
             self._last_packet_at = self._door.loop.time()
             self._check_deadlines()

@@ -81,6 +81,10 @@ class Parser:
         self._held = bytearray()  # the beginning of a packet
         self._needed = 0  # how many bytes until parsing can go on
 
+    def allow(self, max_packet_bytes: int) -> None:
+        """From the next packet on, take packets of up to that size."""
+        self._max_packet_bytes = max_packet_bytes
+
     @property
     def is_within_packet(self) -> bool:
         """Whether a packet has begun and not ended."""
