@@ -164,6 +164,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     """A thread for each connection, and few of them."""
 
     daemon_threads = True
+    request_queue_size = 32  # as many wait for their turn, and have it within two seconds
 
     def __init__(self, family: socket.AddressFamily, where: tuple[Any, ...], monotonic: Callable[[], float]) -> None:
         self.address_family = family
