@@ -1,0 +1,1 @@
+"""Random load on a real broker, and an account of every message that is owed."""
