@@ -171,12 +171,14 @@ REQUEST = st.builds(
 
 
 @pytest.mark.fuzz
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(  # a fifth of what others have: connections are paced
+    max_examples=settings().max_examples // 5, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(said=REQUEST)
 def test_any_request_is_answered_or_ended(watched: Watched, said: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     """Somebody would find the bytes that stop the watching."""
-    answer = watched.say(said)
-    assert not answer or answer.startswith(b"HTTP/1.0 ") or b"<!DOCTYPE HTML" in answer or b"# HELP" in answer
+    assert b"Traceback" not in watched.say(said)
+    assert 200 == watched.ask()[0]
     assert ("", "") == tuple(capfd.readouterr())
 
 
