@@ -196,6 +196,23 @@ def test_whoever_connects_too_often_waits_then_is_refused(limited: Limited) -> N
         peer.socket.close()
 
 
+def test_a_revoked_device_does_not_make_the_broker_ask_without_end(
+    limited: Callable[[Limits], RunningEngine],
+) -> None:
+    """It would flood the enrollment service through the broker, and take the look-ups of who is new."""
+    broker = limited(Limits(connects_per_minute=3))
+    pump = broker.device("pump-07")
+    broker.revoke(pump)
+    for _ in range(6):
+        with broker.peer(pump) as peer:
+            assert b"\x20\x02\x00\x05" == peer.ask(mqtt.connect(pump.id))
+    assert [pump.serial] * 3 == broker.service.asked
+    successor = broker.fleet.client(pump.id)
+    broker.service.entries[successor.serial] = broker.entry(successor, epoch=2)
+    with broker.join(successor) as heir:
+        heir.sync()
+
+
 def test_who_was_not_let_in_gives_way_to_who_comes(limited: Limited) -> None:
     """A stranger who opens connections and says nothing would keep the whole fleet out."""
     broker = limited(Limits(max_pending_connections=3))

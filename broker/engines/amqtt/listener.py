@@ -14,7 +14,7 @@ from broker.engines.amqtt.hub import Hub
 from broker.engines.amqtt.identity import IdentityRefused, PeerIdentity, identify
 from broker.engines.amqtt.packets import Connect, Packet, ProtocolViolation, Puback, Publish, UnsupportedLevel
 from broker.engines.amqtt.parser import Parser, TopicNames
-from broker.engines.amqtt.rates import Usage
+from broker.engines.amqtt.rates import Inquiries, Usage
 from broker.engines.amqtt.session import FleetSession
 from broker.engines.amqtt.tls import TlsChannel
 from broker.trust import Trust
@@ -37,6 +37,7 @@ class Door:
         self.trust = trust
         self.loop = loop
         limits = hub.limits
+        self.inquiries = Inquiries(limits.connects_per_minute)
         self.topic_names = TopicNames(limits.max_topic_bytes, limits.max_topic_levels)
         self.open: set[Connection] = set()
         self._pending: dict[Connection, None] = {}  # not let in yet, in the order in which they came
@@ -354,10 +355,13 @@ class Connection(asyncio.Protocol):
             self._door.settled(self)
             self._last_packet_at = self._door.loop.time()
             self._check_deadlines()
-        elif may_look_up and decision.reason is Reason.NOT_ADMITTED:
+        elif may_look_up and decision.reason is Reason.NOT_ADMITTED and self._may_ask(identity):
             self._hold(packet, hub.rules.look_up(identity.serial))  # it may be younger than our directory
         else:
             self._refuse(decision.reason, decision.detail, packets.connack(decision.return_code))
+
+    def _may_ask(self, identity: PeerIdentity) -> bool:
+        return self._door.inquiries.may_ask(identity.serial, self._door.loop.time())
 
     def _may_connect_now(self, packet: Connect, decision: Admitted) -> bool:
         """Whether this principal did not connect too often; else this CONNECT waits its turn, or is refused."""

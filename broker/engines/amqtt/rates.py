@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from fleet.identity import Role
+from typing import Final
+
+from fleet.identity import Role, Serial
 from fleet.limits import Limits
+
+_MAX_SERIALS: Final = 4096
 
 
 class Bucket:
@@ -67,3 +71,24 @@ class Usage:
     def slowed_for(self, now: float) -> float:
         """For how many seconds it has been too fast without a break."""
         return 0.0 if self._slowed_since is None else now - self._slowed_since
+
+
+class Inquiries:
+    """How often the service is asked for a serial that is not listed: no more often than its holder may connect."""
+
+    def __init__(self, connects_per_minute: int) -> None:
+        self._connects_per_minute = connects_per_minute
+        self._of_serial: dict[Serial, Bucket] = {}
+
+    def may_ask(self, serial: Serial, now: float) -> bool:
+        """Whether to ask for this serial now, which then counts."""
+        bucket = self._of_serial.get(serial)
+        if bucket is None:
+            if len(self._of_serial) >= _MAX_SERIALS:
+                self._of_serial.clear()  # nobody but our own CA makes serials, so this takes that many devices
+            per_minute = self._connects_per_minute
+            bucket = self._of_serial[serial] = Bucket(per_minute / 60, per_minute, now)
+        if bucket.take(1, now):
+            bucket.give_back(1)
+            return False
+        return True
