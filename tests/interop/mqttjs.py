@@ -85,6 +85,8 @@ class MqttJs:
         }
         if level == 3:
             options["protocolId"] = "MQIsdp"
+        if level != 4:
+            options["reconnectPeriod"] = 1  # ms: that it does not try again has to be its own decision
         if will is not None:
             options["will"] = {"topic": will.topic, "payload": will.payload, "qos": will.qos, "retain": will.retain}
         self._is_open = True
