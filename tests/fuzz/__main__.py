@@ -66,7 +66,8 @@ def _guided(target: str, options: argparse.Namespace) -> bool:
         said = ended.stderr.decode("utf-8", "replace")
         if ended.returncode:
             print(said, file=sys.stderr)
-            corpus.keep(target, [*corpus.load(target), *corpus.read(broken)])
+            if inputs := corpus.read(broken):
+                corpus.keep_broken(target, inputs)
             return False
         # libFuzzer's last line of progress: "#executions DONE cov: edges ft: features corp: inputs/bytes ..."
         _say(
@@ -83,8 +84,11 @@ def _keep(target: str, found: Path, minimal: Path) -> None:
     """Keep what covers as much as all that was found."""
     minimal.mkdir()
     _atheris(target, "-merge=1", str(minimal), str(found)).check_returncode()
-    corpus.keep(target, corpus.read(minimal))
-    _say(f"{target}: {len(corpus.load(target))} inputs kept")
+    inputs = corpus.read(minimal)
+    if not inputs:
+        raise RuntimeError(f"nothing was left of what was found for {target}")
+    corpus.keep(target, inputs)
+    _say(f"{target}: {len(inputs)} inputs kept")
 
 
 def _atheris(target: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:

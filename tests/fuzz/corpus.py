@@ -1,4 +1,8 @@
-"""Inputs that are kept: corpus/TARGET.hex, one a line, shortest first. test_corpus.py replays them in every run."""
+"""Inputs that are kept, one a line, shortest first; test_corpus.py replays them in every run.
+
+corpus/TARGET.hex reaches all code that is known to be reached, and is minimised; corpus/TARGET.broke.hex once broke the
+target, and is only added to.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,36 @@ KEPT = Path(__file__).parent / "corpus"
 
 
 def load(target: str) -> list[bytes]:
-    """The inputs that are kept for a target."""
-    path = KEPT / f"{target}.hex"
-    return [bytes.fromhex(line) for line in path.read_text(encoding="ascii").splitlines()] if path.exists() else []
+    """Both kinds of inputs of a target."""
+    return _read_lines(_reaches(target)) + _read_lines(_broke(target))
 
 
 def keep(target: str, inputs: Iterable[bytes]) -> None:
-    """Replace what is kept for a target."""
+    """Replace what reaches all code of a target."""
+    _write_lines(_reaches(target), inputs)
+
+
+def keep_broken(target: str, inputs: Iterable[bytes]) -> None:
+    """Add what broke a target."""
+    _write_lines(_broke(target), [*_read_lines(_broke(target)), *inputs])
+
+
+def _reaches(target: str) -> Path:
+    return KEPT / f"{target}.hex"
+
+
+def _broke(target: str) -> Path:
+    return KEPT / f"{target}.broke.hex"
+
+
+def _read_lines(path: Path) -> list[bytes]:
+    return [bytes.fromhex(line) for line in path.read_text(encoding="ascii").splitlines()] if path.exists() else []
+
+
+def _write_lines(path: Path, inputs: Iterable[bytes]) -> None:
     KEPT.mkdir(exist_ok=True)
     lines = sorted({data.hex() for data in inputs}, key=lambda line: (len(line), line))
-    (KEPT / f"{target}.hex").write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
 
 
 def unpack(target: str, directory: Path) -> None:

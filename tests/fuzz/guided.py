@@ -13,7 +13,9 @@ def main() -> None:
     atheris.enabled_hooks.add("str")
     with atheris.instrument_imports(include=["broker", "fleet", "tests.fuzz.naive"]):
         from tests.fuzz.targets import TARGETS
-    atheris.Setup([sys.argv[0], *sys.argv[2:]], TARGETS[target])
+    # -merge has a shell run this again, by the first of its arguments.
+    command = f"{sys.executable} -m tests.fuzz.guided {target}"
+    atheris.Setup([command, *sys.argv[2:]], TARGETS[target])
     atheris.Fuzz()
 
 

@@ -30,6 +30,7 @@ LIMITS = Limits(
     queued_messages_per_session=4,
     subscriptions_per_session=3,
     retained_per_principal=2,
+    multiple_for_services=2,
 )
 # Packet types that a server sends (table 2.1).
 _FROM_SERVER = frozenset({2, 3, 4, 5, 6, 7, 9, 11, 13})
@@ -73,6 +74,10 @@ def is_whole(frame: bytes) -> bool:
     size = next(at for at in range(1, 5) if frame[at] < 0x80)
     length = sum((frame[at] & 0x7F) << 7 * (at - 1) for at in range(1, size + 1))
     return frame[0] >> 4 in _FROM_SERVER and len(frame) == 1 + size + length
+
+
+def _multiple(owner: DeviceId) -> int:
+    return LIMITS.multiple_for(next(principal.role for principal in PRINCIPALS if principal.id == owner))
 
 
 class SmallBroker:
@@ -134,7 +139,7 @@ class SmallBroker:
         for session in hub.sessions.values():
             assert len(session.deliveries) <= LIMITS.inflight_per_session
             assert len(session.received_ids) <= LIMITS.inflight_per_session
-            assert len(session.waiting) <= LIMITS.queued_messages_per_session
+            assert len(session.waiting) <= LIMITS.queued_messages_per_session * _multiple(session.owner)
             assert len(session.filters) <= LIMITS.subscriptions_per_session
             assert session.link is not None or not session.clean_session
         for principal in PRINCIPALS:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from math import inf
 
 from broker.engine import Reason
 from broker.engines.amqtt.packets import Connect, ProtocolViolation
@@ -113,12 +114,27 @@ def message(data: bytes) -> None:
     if value is not None:
         assert value == messages.decode_object(messages.encode_object(value))
         assert value == json.loads(data)
+        assert all(type(n) is not int or abs(n) < 2**53 for n in _leaves(value)), "not I-JSON (RFC 7493, 2.2)"
+        assert all(n == n and abs(n) != inf for n in _leaves(value) if isinstance(n, float)), "not JSON"
     for decode in decoders:
         try:
             decode(data, device)
         except InvalidInput:
             continue
         assert value is not None
+
+
+def _leaves(value: object) -> Iterator[object]:
+    """All that is neither object nor list."""
+    match value:
+        case dict():
+            for inner in value.values():
+                yield from _leaves(inner)
+        case list():
+            for inner in value:
+                yield from _leaves(inner)
+        case _:
+            yield value
 
 
 def topic(data: bytes) -> None:
