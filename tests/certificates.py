@@ -89,6 +89,30 @@ class TestFleet:
         issuer = Issuer("another", certificate, signer, _CRL_URL)
         return self._issue(issuer, pki.CLIENT, client_names(DOMAIN, principal), principal, timedelta(0), None)
 
+    def signed_by_a_device(self, id: str, signer: Identity) -> Identity:
+        """A certificate that a device made with its own, as if that were a CA's."""
+        pretended = self.client(id)
+        leaf, above = (load_leaf(identity) for identity in (pretended, signer))
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(leaf.subject)
+            .issuer_name(above.subject)
+            .public_key(leaf.public_key())
+            .serial_number(leaf.serial_number)
+            .not_valid_before(leaf.not_valid_before_utc)
+            .not_valid_after(leaf.not_valid_after_utc)
+        )
+        for extension in leaf.extensions:
+            if not isinstance(extension.value, x509.AuthorityKeyIdentifier):
+                builder = builder.add_extension(extension.value, extension.critical)
+        of_signer = above.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        builder = builder.add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(of_signer), critical=False
+        )
+        forged = keys.KeySigner(keys.read_key(signer.files.key)).sign(builder)
+        chain = (above, self._made.authority.devices.certificate)
+        return self.store(pretended.principal, forged, pretended.files.key.read_bytes(), chain)
+
     def server(self, server: Server) -> Identity:
         """A server's certificate; its principal is only a name for it."""
         names = server_names(DOMAIN, server, HOSTS)
@@ -155,6 +179,11 @@ class _CarelessIssuer:
             builder = builder.add_extension(extension.value, extension.critical)
         signed = self.signer.sign(builder)
         return fleet.store(good.principal, signed, good.files.key.read_bytes(), (self.issuer.certificate,))
+
+
+def load_leaf(identity: Identity) -> x509.Certificate:
+    """The certificate of an identity."""
+    return x509.load_pem_x509_certificate(identity.files.certificate.read_bytes())
 
 
 def pem(*certificates: x509.Certificate) -> bytes:

@@ -95,6 +95,13 @@ def test_another_ca_under_the_same_root_is_no_issuer_of_clients(broker: RunningE
     assert Reason.WRONG_ISSUER is broker.wait_event(Refused).reason
 
 
+def test_a_device_is_no_ca(broker: RunningEngine, pump: Identity) -> None:
+    """One device could make certificates for all others."""
+    forged = broker.admit(broker.fleet.signed_by_a_device("valve-1", pump))
+    assert is_refused_by_tls(broker, client_context(broker.fleet.root_file, forged), "valve-1")
+    assert "invalid CA certificate" == broker.wait_event(Refused).detail
+
+
 @pytest.mark.parametrize("name", ["Pump-07", "pump/07", "pump 07", "#", "+", "pump-07\n", "ü", "pump_"])
 def test_a_common_name_outside_the_grammar_is_refused(broker: RunningEngine, name: str) -> None:
     """A name would end up inside a topic filter (CVE-2017-7650)."""
