@@ -32,7 +32,7 @@ from soak.programs import Running, serving
 _WARM_UP_SECONDS: Final = 20.0
 _VICTIM_SECONDS: Final = 5.0  # on average one is shut out so often
 _SUSPENDED_SHARE: Final = 0.4
-_HOSTILES: Final = 6
+_HOSTILES: Final = 10
 _DRAIN_SECONDS: Final = 60.0
 _SETTLE_SECONDS: Final = 3.0
 # What Python's allocator and OpenSSL keep in pieces that are partly used; a leak of a session or a message a second
@@ -171,14 +171,14 @@ class Round:
         return [*self._devices, *back, self._archive, self._screen, self._commander]
 
     async def run(self, seconds: float) -> Outcome:
-        began, cpu = time.monotonic(), self._broker.cpu_seconds
+        began, cpu, own = time.monotonic(), self._broker.cpu_seconds, time.process_time()
         async with self._attacked(seconds):
             await self._act(seconds)
         await self._drain()
-        loaded, cpu = time.monotonic() - began, self._broker.cpu_seconds - cpu
+        loaded, cpu, own = time.monotonic() - began, self._broker.cpu_seconds - cpu, time.process_time() - own
         await self._leave()
         settled = await self._settle()
-        self._print(loaded, cpu)
+        self._print(loaded, cpu, own)
         hidden = self._ledger.fault_count - len(self._ledger.faults)
         more = [f"and {hidden} more in the {self._name}"] if hidden else []
         return Outcome(self._ledger.faults + more, settled)
@@ -291,7 +291,7 @@ class Round:
         await self._office.resume(*self._fleet.hostiles)
         return settled
 
-    def _print(self, seconds: float, cpu: float) -> None:
+    def _print(self, seconds: float, cpu: float, own: float) -> None:
         ledger = self._ledger
         print(f"{self._name}: {seconds:.0f} s")
         print(f"  owed {self._owed}, of these delivered {self._came}")
@@ -302,7 +302,7 @@ class Round:
         print(f"  revoked {sum(shut_out)}, suspended and resumed {len(shut_out) - sum(shut_out)}")
         _print_spread("cut after", self._load.cut_seconds)
         print(f"  attacks {self._attacks.total()}: {', '.join(f'{n} {c}' for n, c in sorted(self._attacks.items()))}")
-        print(f"  broker's CPU         {100 * cpu / seconds:8.0f} %", flush=True)
+        print(f"  CPU: broker {100 * cpu / seconds:.0f} %, honest clients {100 * own / seconds:.0f} %", flush=True)
 
 
 def _print_spread(name: str, seconds: Sequence[float]) -> None:
