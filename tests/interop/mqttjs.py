@@ -31,7 +31,11 @@ class Node:
         self.program = Program("node", _SCRIPT, takes_input=True)
         self._ids = itertools.count()
         self._names = itertools.count()
-        self.program.wait_for_line('"ready":true')
+        try:
+            self.program.wait_for_line('"ready":true')
+        except AssertionError:
+            self.program.stop()
+            raise
 
     def new_name(self) -> str:
         return f"client-{next(self._names)}"
