@@ -108,6 +108,27 @@ def test_sighup_takes_new_certificates_or_keeps_the_old(home: AdminHome) -> None
             assert mqtt.ACCEPTED == admin.ask(mqtt.connect("admin"))
 
 
+def test_a_broker_that_lets_a_revoked_identity_in_does_not_start(home: AdminHome) -> None:
+    """Nobody would notice that it keeps nobody out."""
+    for one, other in (
+        (home.broker_revoked.certificate, home.broker_client.certificate),
+        (home.broker_revoked.key, home.broker_client.key),
+    ):
+        one.write_bytes(other.read_bytes())
+    ended = run("broker", "serve", "--home", home.path, "--listen", "127.0.0.1:0")
+    assert 1 == ended.returncode
+    assert "error: the broker admits a client of its own that is revoked: broker\n" in ended.stderr
+    assert "" == ended.stdout
+
+
+def test_a_home_without_a_revoked_identity_is_served_and_said_to_be_incomplete(home: AdminHome) -> None:
+    """A home made by an earlier version could not be served; or nobody would know what is not tried."""
+    home.broker_revoked.certificate.unlink()
+    with start_broker(home) as broker:
+        broker.wait_for_line("canary.incomplete", stream="stderr")
+        wait_ready(broker)
+
+
 @pytest.mark.parametrize("place", ["before", "after", "environment"])
 def test_the_home_is_taken_before_and_after_the_verb_and_from_the_environment(home: AdminHome, place: str) -> None:
     """DESIGN section 9 promises it."""
