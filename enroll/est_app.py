@@ -29,7 +29,7 @@ from enroll.outcomes import answer_of, asker_of, base64_answer
 from enroll.rate_limit import RateLimit, Sparsely, network_of
 from enroll.registry import Registry, RegistryUnavailable, feed
 from enroll.registry import tokens as token_rows
-from enroll.service import Enrolment, NotAllowed, Peer, RequestDenied, TooManyWaiting, admit
+from enroll.service import Enrolment, NotAdmitted, NotAllowed, Peer, RequestDenied, TooManyWaiting, admit, hardware_of
 from enroll.tokens import TokenRefused, check_secret, check_unspent
 from fleet import directory, est
 from fleet.errors import Denied, FleetError, InvalidInput, NotFound, printable
@@ -215,6 +215,8 @@ class EstApp:
 
     def _simple_enroll(self, request: EstRequest) -> EstResponse:
         _check_body(request)
+        if request.peer is not None and "authorization" not in request.headers:
+            return self._claim(request, request.peer)
         user, password = _basic_credentials(request)
         if self.is_pairing and user == est.PAIRING_USER and not password:
             return answer_of(self.enrolment.pair(_csr_in(request), self.clock(), asker_of(request)))
@@ -226,6 +228,16 @@ class EstApp:
             self._by_token.count(token.id, self.monotonic())
             raise
         return answer_of(outcome)
+
+    def _claim(self, request: EstRequest, peer: bytes) -> EstResponse:
+        """A manufacturer's certificate is good for this one request, and the fleet's own for none of them."""
+        hardware = hardware_of(self.registry, peer, self.clock())
+        if hardware is None:
+            raise _Unauthenticated(
+                "this needs a token, or the certificate of a manufacturer that the fleet trusts",
+                hint="enroll token create, or enroll manufacturer list",
+            )
+        return answer_of(self.enrolment.claim(hardware, _csr_in(request), self.clock()))
 
     def _check_guesses(self, network: str, token: Token) -> None:
         """Raises: _TooManyRefusals where too much was guessed of late, unless this is no guess."""
@@ -256,9 +268,10 @@ class EstApp:
         """Who asks, decided anew for every request. Raises: _NoCertificate, NotAdmitted, Denied."""
         if request.peer is None:
             raise _NoCertificate("this needs a client certificate", hint="connect with the fleet's certificate and key")
-        serial = serial_of(x509.load_der_x509_certificate(request.peer))
         with self.registry.read() as transaction:
-            peer = admit(transaction, serial)
+            peer = admit(transaction, _serial_in(request.peer))
+        if peer.certificate.der != request.peer:  # TLS verified it, but maybe up to a manufacturer's CA
+            raise NotAdmitted("the client certificate is not one that the fleet gave", hint="use it to enrol only")
         if role is not None and peer.record.principal.role is not role:
             raise Denied(f"{peer.record.principal} may not read this", hint=f"it is for the role {role}")
         return peer
@@ -311,6 +324,13 @@ def _check_body(request: EstRequest) -> None:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != est.PKCS10:
         raise _WrongType(f"the body is not {est.PKCS10}", hint=f"send it with Content-Type: {est.PKCS10}")
+
+
+def _serial_in(peer: bytes) -> Serial:
+    try:
+        return serial_of(x509.load_der_x509_certificate(peer))
+    except (ValueError, InvalidInput) as error:  # a manufacturer's may be odd
+        raise NotAdmitted("the client certificate is not one that the fleet gave", hint="use the fleet's") from error
 
 
 def _csr_in(request: EstRequest) -> Csr:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import logging
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from ssl import SSLContext, SSLError
+from typing import Final
 
 from enroll import authority
 from enroll.authority import TokenBytes
@@ -17,13 +21,18 @@ from enroll.directory import DirectoryFeed
 from enroll.est_app import EstApp
 from enroll.home import check_private
 from enroll.registry import Registry
+from enroll.renewal import CHECK_SECONDS, Renewal
 from enroll.server import EnrollServer
 from enroll.service import Enrolment
-from enroll.tls import server_context
+from enroll.tls import ManufacturerTrust, server_context
 from fleet.config import Address, FleetConfig
 from fleet.errors import FleetError
 from fleet.identity import Server
-from fleet.layout import AdminHome, decode_run_file
+from fleet.layout import AdminHome, IdentityFiles, decode_run_file
+from fleet.logs import event
+
+_FILE_CHECK_SECONDS: Final = 2.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +70,58 @@ async def serving(
         ports.monotonic,
         is_pairing=config.enroll_pairing,
     )
+    renewal = Renewal(home, config, registry, cas, ports.token_bytes)
+    renewal.renew_due(ports.clock())  # what ran out while nothing ran is good again before anyone looks
     context = server_context(home.enroll_server, (cas.root, cas.devices.certificate))
+    trust = ManufacturerTrust(context, registry)
+    trust.refresh()
     with ThreadPoolExecutor(1, "feed") as readers:
         server = EnrollServer(app, DirectoryFeed(registry, commits, readers), context, limits or Limits())
         address = await server.start(listen)
+        following = asyncio.gather(
+            trust.follow(commits, readers),
+            _keep_renewed(renewal, ports.clock, readers),
+            _keep_showing(home.enroll_server, context),
+        )
         gc.collect()
         gc.freeze()  # what was loaded by now is no garbage, and is not looked through for any again
         try:
             yield address
         finally:
             await server.stop()
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+
+async def _keep_renewed(renewal: Renewal, clock: Callable[[], datetime], executor: Executor) -> None:
+    """Renew what is due, for ever."""
+    while True:
+        await asyncio.sleep(CHECK_SECONDS)
+        await asyncio.get_running_loop().run_in_executor(executor, renewal.renew_due, clock())
+
+
+async def _keep_showing(files: IdentityFiles, context: SSLContext) -> None:
+    """Show whoever connects the certificate that is in the files by now, for ever."""
+    shown = _stamp(files)
+    while True:
+        await asyncio.sleep(_FILE_CHECK_SECONDS)
+        found = _stamp(files)
+        if found not in (shown, None):
+            try:
+                context.load_cert_chain(files.certificate, files.key)
+            except (OSError, SSLError) as error:
+                _log.warning(event("identity.not_shown", reason=error))
+            else:
+                _log.info("identity.shown")
+                shown = found
+
+
+def _stamp(files: IdentityFiles) -> tuple[int, int] | None:
+    try:
+        status = files.certificate.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def broker_urls(home: AdminHome) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from enroll.cli import ca, cert, device, init, log, policy, request, send, serve, status, tail, token
+from enroll.cli import ca, cert, device, init, log, manufacturer, policy, request, send, serve, status, tail, token
 from enroll.cli.options import HomeOption, group
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ app.command("tail")(tail.tail)
 for noun, verbs, help_ in (
     ("token", token.VERBS, "What lets a device in once."),
     ("request", request.VERBS, "Devices that wait for an admin's yes."),
+    ("manufacturer", manufacturer.VERBS, "Whose certificates prove what hardware a device is."),
     ("device", device.VERBS, "Devices, operators, services and brokers."),
     ("cert", cert.VERBS, "Every certificate that was issued."),
     ("ca", ca.VERBS, "The certificate authority."),

@@ -139,6 +139,30 @@ class ApprovalRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ManufacturerCa:
+    """A CA whose certificates prove what hardware a device is; `fingerprint` is the SHA-256 of its certificate."""
+
+    fingerprint: bytes
+    manufacturer: str
+    der: bytes = field(repr=False)
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRecord:
+    """The hardware with that serial of that manufacturer may have the id `device`, once; with `replace` once more."""
+
+    manufacturer: str
+    hardware_serial: str
+    device: DeviceId
+    groups: tuple[str, ...]
+    profile: str
+    replace: bool
+    created_at: datetime
+    certificate: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AuditRecord:
     """One entry of the log."""
 

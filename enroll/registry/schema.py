@@ -171,6 +171,31 @@ approvals: Final = Table(
 )
 """Requests that an admin has to approve: with a token that says so, or without any (pairing: `token` is NULL)."""
 
+manufacturer_cas: Final = Table(
+    "manufacturer_cas",
+    metadata,
+    Column("fingerprint", LargeBinary(32), primary_key=True),  # SHA-256 of the certificate
+    Column("manufacturer", String(64), nullable=False),
+    Column("der", LargeBinary, nullable=False),
+    Column("created_at", Instant, nullable=False),
+)
+"""The CAs whose certificates prove hardware (IDevID, IEEE 802.1AR); a manufacturer may have several."""
+
+claims: Final = Table(
+    "claims",
+    metadata,
+    Column("manufacturer", String(64), primary_key=True),
+    Column("hardware_serial", String(64), primary_key=True),
+    Column("device", String(64), nullable=False, unique=True),
+    Column("groups", Text, nullable=False),  # a JSON list of names
+    Column("profile", String(16), nullable=False),
+    Column("replace", Boolean, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("certificate", ForeignKey("certificates.number"), nullable=True),
+    sqlite_with_rowid=False,
+)
+"""Which hardware may have which id: one each. `certificate` is what it was given; with `replace` it may come again."""
+
 outbox: Final = Table(
     "outbox",
     metadata,

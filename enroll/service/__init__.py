@@ -2,15 +2,18 @@
 
 `administration`  principals, show, suspend, resume, revoke
 `invitations`     invite, invite_all, check_orders, find_token, revoke_token, enrolled_by, revoke_some_enrolled, tokens
-`requests`        requests, find_request, check_approvable, approve, deny
-`enrolment`       Enrolment: enrol, pair, reenrol (needs the CA; the others do not)
-`waiting`         what waits for an admin, within `enrolment`
+`decisions`       requests, find_request, check_approvable, approve, deny
+`manufacturers`   add_manufacturer, remove_manufacturer, trusted_manufacturers; add_claims, claims, remove_claim, ...
+`enrolment`       Enrolment: enrol, pair, claim, reenrol (needs the CA; the others do not)
+`waiting`         what waits for an admin; `hardware` what a manufacturer proves; both within `enrolment`
 `admission`       admit: who a client certificate is, now
 """
 
 from enroll.service.administration import Details, principals, resume, revoke, show, suspend
 from enroll.service.admission import NotAdmitted, NotAllowed, Peer, admit
-from enroll.service.enrolment import Enrolment, Issued
+from enroll.service.decisions import approve, check_approvable, deny, find_request, requests
+from enroll.service.enrolment import Enrolment
+from enroll.service.hardware import Hardware, hardware_of
 from enroll.service.invitations import (
     Invitation,
     check_orders,
@@ -22,13 +25,26 @@ from enroll.service.invitations import (
     revoke_token,
     tokens,
 )
-from enroll.service.requests import approve, check_approvable, deny, find_request, requests
+from enroll.service.issuance import Issued
+from enroll.service.manufacturers import (
+    add_claims,
+    add_manufacturer,
+    allow_once_more,
+    check_claims,
+    check_known,
+    claims,
+    new_claim,
+    remove_claim,
+    remove_manufacturer,
+    trusted_manufacturers,
+)
 from enroll.service.waiting import Asker, RequestDenied, TooManyWaiting, Waiting
 
 __all__ = [
     "Asker",
     "Details",
     "Enrolment",
+    "Hardware",
     "Invitation",
     "Issued",
     "NotAdmitted",
@@ -37,17 +53,27 @@ __all__ = [
     "RequestDenied",
     "TooManyWaiting",
     "Waiting",
+    "add_claims",
+    "add_manufacturer",
     "admit",
+    "allow_once_more",
     "approve",
     "check_approvable",
+    "check_claims",
+    "check_known",
     "check_orders",
+    "claims",
     "deny",
     "enrolled_by",
     "find_request",
     "find_token",
+    "hardware_of",
     "invite",
     "invite_all",
+    "new_claim",
     "principals",
+    "remove_claim",
+    "remove_manufacturer",
     "requests",
     "resume",
     "revoke",
@@ -56,4 +82,5 @@ __all__ = [
     "show",
     "suspend",
     "tokens",
+    "trusted_manufacturers",
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from enroll import audit
-from enroll.registry import Registry, Transaction, approvals, feed, identity
+from enroll.registry import Registry, Transaction, approvals, feed, identity, manufacturers
 from enroll.registry import tokens as token_rows
 from enroll.registry.records import CertificateRecord, CertificateState, PrincipalRecord
 from enroll.service.waiting import deny_open
@@ -85,9 +85,10 @@ def _end(transaction: Transaction, id: DeviceId, by: str, now: datetime) -> bool
     live = [certificate.serial for certificate in identity.live_certificates_of(transaction, id)]
     identity.set_certificate_states(transaction, live, CertificateState.REVOKED)
     tokens_ended = token_rows.revoke_replace_tokens(transaction, id, now)
+    claim_ended = manufacturers.end_replace(transaction, id)
     waiting = approvals.open_of_device(transaction, id, now)
     deny_open(transaction, waiting, f"{id} was revoked", by=by, now=now)
-    return bool(live or tokens_ended or waiting)
+    return bool(live or tokens_ended or claim_ended or waiting)
 
 
 def _find(transaction: Transaction, id: DeviceId) -> PrincipalRecord:

@@ -1,18 +1,17 @@
-"""Certificates for principals: the first one for a token, the next one for the one in use."""
+"""Certificates for principals: the first for a token, an admin's yes or a claim, the next for the one in use."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from enroll import audit, tokens
+from enroll import tokens
 from enroll.issuer import Issuer, client_names
-from enroll.registry import Registry, Transaction, feed, identity
+from enroll.registry import Registry, Transaction, identity, manufacturers
 from enroll.registry import tokens as token_rows
 from enroll.registry.records import (
-    LIVE,
     Approval,
     ApprovalRecord,
     ApprovalState,
@@ -24,6 +23,8 @@ from enroll.registry.records import (
 from enroll.service import waiting
 from enroll.service.admission import NotAllowed, Peer, admit
 from enroll.service.certification import Order, certify, key_digest
+from enroll.service.hardware import Hardware, certificate_of_key, claimant, claimed
+from enroll.service.issuance import Issued, given, issued, repeat, repeat_number, store
 from enroll.service.waiting import Asker, Waiting, Wanted
 from fleet import pki
 from fleet.errors import FleetError
@@ -33,18 +34,6 @@ from fleet.join import Token
 
 _ASK_AGAIN: Final = "ask for a new one: enroll token create"
 _NEW_KEY: Final = "make a new key and request; a key is certified once"
-
-
-@dataclass(frozen=True, slots=True)
-class Issued:
-    """A certificate for whoever asked. `is_repeated`: the same key was given it before."""
-
-    principal: Principal
-    serial: Serial
-    generation: int
-    not_after: datetime
-    is_repeated: bool
-    der: bytes = field(repr=False)
 
 
 _NOBODY_KNOWN: Final = Asker()
@@ -87,7 +76,7 @@ class Enrolment:
             asked = _Certifiable(csr, key_digest(csr.public_key))
             use = token_rows.use_of_key(transaction, record.id, asked.key)
             if use.redeemed is not None:
-                return _repeat(transaction, use.redeemed, csr.device)
+                return repeat(transaction, use.redeemed, csr.device)
             found = _request_of(transaction, record, asked.key, now)
             made_at = now if found is None else found.created_at
             tokens.check_unspent(record, made_at)
@@ -119,7 +108,8 @@ class Enrolment:
         with self.registry.write() as transaction:
             found = waiting.find(transaction, asked.key, None, now)
             if found is not None and found.state is ApprovalState.ISSUED:
-                return _repeat(transaction, _serial_given(transaction, found), csr.device)
+                assert found.certificate is not None
+                return repeat_number(transaction, found.certificate, csr.device)
             approval = self._approved(transaction, found, Wanted(csr.device, asked.key, None, asker), now)
             if isinstance(approval, Waiting):
                 return approval
@@ -129,6 +119,28 @@ class Enrolment:
                 raise NotAllowed("this key was certified before", hint=_NEW_KEY)
             newcomer = PrincipalRecord(Principal(Role.DEVICE, csr.device), State.ACTIVE, 1, (), now)
             return self._first(transaction, newcomer, asked, now, None, approval)
+
+    def claim(self, hardware: Hardware, csr: Csr, now: datetime) -> Issued:
+        """The first certificate of a device that comes with its manufacturer's: for the id of its claim alone.
+
+        The role is device. The same key gets the same certificate again; another one gets none, unless an admin lets
+        the hardware come once more.
+        Raises: NotAllowed, RegistryUnavailable.
+        """
+        asked = _Certifiable(csr, key_digest(csr.public_key))
+        with self.registry.write() as transaction:
+            found = claimed(transaction, hardware, csr.device)
+            use = certificate_of_key(transaction, found, asked.key)
+            if use is not None:
+                return repeat(transaction, use.serial, csr.device)
+            principal = claimant(transaction, found, now)
+            if identity.is_key_known(transaction, asked.key):
+                raise NotAllowed("this key was certified before", hint=_NEW_KEY)
+            source = {"manufacturer": found.manufacturer, "hardware_serial": found.hardware_serial}
+            store(transaction, principal)
+            certificate = self._certify(transaction, principal, asked, pki.PROFILES[found.profile], now)
+            manufacturers.given(transaction, found, certificate.number)
+            return issued(transaction, principal, certificate, now, **source)
 
     def _first(
         self,
@@ -140,7 +152,7 @@ class Enrolment:
         approval: ApprovalRecord | None,
     ) -> Issued:
         """The first certificate of the principal's epoch, and what it was given for."""
-        _store(transaction, principal)
+        store(transaction, principal)
         profile = pki.CLIENT if token is None else pki.PROFILES[token.profile]
         certificate = self._certify(transaction, principal, asked, profile, now)
         source = {}
@@ -150,7 +162,7 @@ class Enrolment:
         if approval is not None:
             waiting.issued(transaction, approval, certificate.number, now)
             source["request"] = approval.id
-        return _issued(transaction, principal, certificate, now, **source)
+        return issued(transaction, principal, certificate, now, **source)
 
     def reenrol(self, serial: Serial, csr: Csr, now: datetime) -> Issued:
         """The successor of the certificate that the peer came with: same names, a new key.
@@ -167,7 +179,7 @@ class Enrolment:
             live = identity.live_certificates_of(transaction, peer.record.id)
             for certificate in live:
                 if certificate.key == key and certificate.parent == serial:
-                    return _given(peer.record, certificate, is_repeated=True)
+                    return given(peer.record, certificate, is_repeated=True)
             if identity.is_key_known(transaction, key):
                 raise NotAllowed("this key was certified before", hint=_NEW_KEY)
             return self._succeed(transaction, peer, live, _Certifiable(csr, key), now)
@@ -182,7 +194,7 @@ class Enrolment:
         generation = 1 + max(certificate.generation for certificate in live)
         profile = pki.PROFILES[used.profile]
         certificate = self._certify(transaction, peer.record, asked, profile, now, used.serial, generation)
-        return _issued(transaction, peer.record, certificate, now, parent=used.serial)
+        return issued(transaction, peer.record, certificate, now, parent=used.serial)
 
     def _certify(
         self,
@@ -212,25 +224,6 @@ def _request_of(transaction: Transaction, token: TokenRecord, key: bytes, now: d
     return waiting.find(transaction, key, token.id, now) if token.approval is Approval.MANUAL else None
 
 
-def _serial_given(transaction: Transaction, request: ApprovalRecord) -> Serial:
-    assert request.certificate is not None
-    certificate = identity.certificate_by_number(transaction, request.certificate)
-    assert certificate is not None
-    return certificate.serial
-
-
-def _repeat(transaction: Transaction, serial: Serial, device: DeviceId) -> Issued:
-    """What the token gave to this key before, unless it was ended since."""
-    certificate = identity.find_certificate(transaction, serial)
-    assert certificate is not None
-    principal = identity.find_principal(transaction, device)
-    if principal is None or certificate.principal != device:
-        raise NotAllowed(f"this key was used for {certificate.principal}", hint=_ASK_AGAIN)
-    if certificate.state not in LIVE or principal.state is not State.ACTIVE:
-        raise NotAllowed(f"the certificate that {device} was given was ended since", hint=_ASK_AGAIN)
-    return _given(principal, certificate, is_repeated=True)
-
-
 def _entitled(
     transaction: Transaction, token: TokenRecord, device: DeviceId, now: datetime, asker: Asker
 ) -> PrincipalRecord:
@@ -253,42 +246,3 @@ def _entitled(
     if found.state is State.SUSPENDED:
         raise NotAllowed(f"{device} is suspended", hint=f"enroll device resume {device}")
     return replace(found, state=State.ACTIVE, epoch=found.epoch + 1, groups=token.groups or found.groups)
-
-
-def _store(transaction: Transaction, principal: PrincipalRecord) -> None:
-    """Add the principal, or begin its next epoch: what its predecessor held ends."""
-    if principal.epoch == 1:
-        identity.add_principal(transaction, principal)
-        return
-    ended = [certificate.serial for certificate in identity.live_certificates_of(transaction, principal.id)]
-    identity.set_certificate_states(transaction, ended, CertificateState.REVOKED)
-    identity.update_principal(transaction, principal)
-
-
-def _issued(
-    transaction: Transaction, principal: PrincipalRecord, certificate: CertificateRecord, now: datetime, **source: str
-) -> Issued:
-    feed.announce(transaction, principal.id)
-    audit.record(
-        transaction,
-        now,
-        "certificate.issued",
-        principal=str(principal.principal),
-        serial=certificate.serial,
-        epoch=certificate.epoch,
-        generation=certificate.generation,
-        key=certificate.key.hex(),
-        **source,
-    )
-    return _given(principal, certificate, is_repeated=False)
-
-
-def _given(principal: PrincipalRecord, certificate: CertificateRecord, *, is_repeated: bool) -> Issued:
-    return Issued(
-        principal.principal,
-        certificate.serial,
-        certificate.generation,
-        certificate.not_after,
-        is_repeated,
-        certificate.der,
-    )
