@@ -265,13 +265,6 @@ def test_the_directory_grows_older_until_the_service_is_heard(known_home: AdminH
     assert young["start_time_seconds"] == old["start_time_seconds"]
 
 
-def test_a_waiting_broker_tells_that_it_waits(tmp_path: Path) -> None:
-    """One that has never heard its service would be the one that tells nothing."""
-    with start_broker(new_home(tmp_path / "fleet"), "--metrics", "127.0.0.1:0") as broker:
-        scraper = Scraper(broker.wait_for_line(r"broker: metrics (\S+)").group(1))
-        assert (0, 0) == tuple(scraper.scrape()[name] for name in ("directory_sequence", "directory_principals"))
-
-
 def everything_happens_to(scene: Scene, who: str) -> None:
     """As much as one device can bring about."""
     with scene.join(who, mqtt.connect(who, will=(f"devices/{who}/up/status", b"gone", 1, True))) as first:
@@ -371,32 +364,42 @@ def test_a_device_reads_none_of_them(scene: Scene, topic_filter: str) -> None:
         pump.sync()
 
 
-# The command line
+# docs/operations.md
+
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
 
-def test_without_being_asked_nothing_is_served(known_home: AdminHome) -> None:
-    """A port would be open that nobody knows of, and two brokers on a host would fight for it."""
-    with start_broker(known_home) as broker:
-        wait_ready(broker)
-        assert "metrics" not in broker.stdout
+def documented() -> tuple[set[str], set[str]]:
+    """The metrics and the topics in the table of docs/operations.md."""
+    section = OPERATIONS.read_text(encoding="utf-8").partition("| metric | topic | what |\n")[2].partition("\n\n")[0]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:3]] for line in section.splitlines()[1:]]
+    return {metric for metric, _ in rows if metric}, {topic for _, topic in rows if topic}
 
 
-def test_the_address_may_stand_in_the_configuration(known_home: AdminHome, tmp_path: Path) -> None:
-    """A service file would have to be changed for it."""
-    run("cp", "-a", known_home.path, tmp_path / "fleet").check()
-    home = AdminHome(tmp_path / "fleet")
-    home.config.write_text(re.sub(r"(?m)^\[broker\]$", '[broker]\nmetrics = "[::1]:0"', home.config.read_text()))
-    with start_broker(home) as broker:
-        url = broker.wait_for_line(r"broker: metrics (http://\[::1\]:\d+/metrics)$").group(1)
-        assert "# HELP" in fetch(url)
+def test_the_documented_metrics_are_those_that_are_served(scene: Scene) -> None:
+    """An alert that was written from the documentation would never fire."""
+    served = set()
+    for name, family in families(fetch(scene.scraper.url)).items():
+        if name.startswith(PREFIX):
+            labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+            suffix = ("_total" if family.type == "counter" else "") + (f"{{{','.join(labels)}}}" if labels else "")
+            served.add(name.removeprefix(PREFIX) + suffix)
+    assert served == documented()[0]
 
 
-def test_a_metrics_port_that_is_taken_is_named(known_home: AdminHome) -> None:
-    """The broker would end with a riddle, or run without being watched."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        ended = run("broker", "serve", "--home", known_home.path, "--listen", "127.0.0.1:0", "--metrics", address)
-    assert (1, "") == (ended.returncode, ended.stdout)
-    assert f"error: cannot listen on {address} for metrics: " in ended.stderr
-    assert "hint: choose another address" in ended.stderr
-    assert "Traceback" not in ended.stderr
+def test_the_documented_topics_are_those_that_are_published(scene: Scene) -> None:
+    """An operator would wait for a topic that never comes."""
+    is_answered(mqtt.connect("pump-08"))(scene)  # a refusal, so that there is one with a reason
+    is_any = re.compile("|".join(f.topic + "/[a-z-]+" for f in BY_REASON))
+    told = system_topics_when(scene, lambda found: any("/refused/" in topic for topic in found))
+    plain = {topic.removeprefix(TOPIC_PREFIX) for topic in told}
+    reasons = {re.sub("/[a-z-]+$", "/REASON", topic) for topic in plain if is_any.fullmatch(topic)}
+    assert {topic for topic in plain if not is_any.fullmatch(topic)} | reasons == documented()[1]
+
+
+def test_the_documented_rules_name_metrics_that_are_served(scene: Scene) -> None:
+    """An alert would be silent for ever."""
+    text = OPERATIONS.read_text(encoding="utf-8")
+    used = set(re.findall(rf"expr: .*?({PREFIX}\w+)", text))
+    assert 2 == len(used)
+    assert used <= {PREFIX + name for name in scene.scraper.scrape()}

@@ -33,6 +33,21 @@ def test_rules_are_added_to_the_defaults() -> None:
     assert policy.decide(bridge, Action.SUBSCRIBE, "devices/+/up/#").allowed
 
 
+def test_metrics_are_for_this_host_unless_the_command_line_says_otherwise() -> None:
+    """A copied file would tell the network how the broker does."""
+    assert load(_GOOD).broker_metrics is None
+    for host, here in (("127.0.0.1", True), ("[::1]", True), ("localhost", True), ("0.0.0.0", False), ("[::]", False)):
+        text = f'{_GOOD}[broker]\nmetrics = "{host}:9464"\n'
+        if here:
+            assert load(text).broker_metrics == parse_address(f"{host}:9464")
+        else:
+            with pytest.raises(InvalidInput, match=r"broker\.metrics: .* can be reached from outside"):
+                load(text)
+    for wrong in ('"9464"', "9464", "true"):
+        with pytest.raises(InvalidInput, match=r"broker\.metrics"):
+            load(f"{_GOOD}[broker]\nmetrics = {wrong}\n")
+
+
 def test_pairing_is_off_unless_it_is_switched_on() -> None:
     """Strangers may ask for a name in a fleet that never wanted them, or nobody can switch it on."""
     assert not load(_GOOD).enroll_pairing
