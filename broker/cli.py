@@ -39,6 +39,8 @@ from fleet.logs import event, log_to
 
 _log = logging.getLogger("broker")
 _LOOP_CHECK_SECONDS: Final = 0.25
+_FILE_CHECK_SECONDS: Final = 2.0
+_RELOAD_AGAIN_SECONDS: Final = 60.0  # the directory may not list our next serial yet, with the service away
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 _Home = Annotated[Path | None, typer.Option("--home", help="The fleet's home (or FLEET_HOME).", show_default=False)]
@@ -141,11 +143,20 @@ async def _serve(
     try:
         if await _unless(signalled, broker.start(address, metrics)):
             loop.add_signal_handler(signal.SIGHUP, broker.reload_soon)
+            running.append(loop.create_task(broker.watch_files()))
             _announce(home, settings, broker.address, public_url)
             await asyncio.wait([signalled, *running], return_when=asyncio.FIRST_COMPLETED)
     finally:
         await broker.stop()
         await _end(signalled, *running)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 async def _end(*tasks: asyncio.Task[Any]) -> None:
@@ -175,10 +186,10 @@ class _Broker:
         self._home = home
         self._settings = settings
         self.trust = load_trust(home.broker_trust, home.broker_server, _now())
-        to_service = load_client_trust(home.broker_trust, home.broker_client, Server.ENROLL, _now())
+        self._loaded = self._stamps()
         self.membership = Membership(known, Journal(home.broker_directory), time.monotonic)
         self.feed = Feed(
-            home.run_file(Server.ENROLL), to_service, self.membership, lambda: known.position, SystemRandom()
+            home.run_file(Server.ENROLL), self._to_service(), self.membership, lambda: known.position, SystemRandom()
         )
         self.engine: Engine = AmqttEngine(_now)
         self.address = Address("", 0)
@@ -240,20 +251,38 @@ class _Broker:
             _log.warning(event("canary.incomplete", reason=error.message))
             return None
 
+    def _to_service(self) -> ClientTrust:
+        return load_client_trust(self._home.broker_trust, self._home.broker_client, Server.ENROLL, _now())
+
+    def _stamps(self) -> tuple[tuple[int, int] | None, ...]:
+        """What changes with the files that `_reload` reads."""
+        home = self._home
+        return tuple(map(_stamp, (home.broker_trust, home.broker_server.certificate, home.broker_client.certificate)))
+
+    async def watch_files(self) -> None:
+        """Take new certificates when they are there, as after SIGHUP; for ever, as a task."""
+        while True:
+            await asyncio.sleep(_FILE_CHECK_SECONDS)
+            if self._stamps() != self._loaded:
+                self.reload_soon()
+
     def reload_soon(self) -> None:
-        """For SIGHUP."""
+        """For SIGHUP, and for files that changed."""
         if self._reloading is None or self._reloading.done():
             self._reloading = asyncio.create_task(self._reload())
 
     async def _reload(self) -> None:
         """Take new certificates from the home; the old ones stay in use where the new are not good."""
+        self._loaded = self._stamps()
         try:
             trust = load_trust(self._home.broker_trust, self._home.broker_server, _now())
+            self.feed.replace_trust(self._to_service())
             await self.engine.replace_trust(trust)
             await self._prove()
         except FleetError as error:
             _log.error(event("trust.not_replaced", reason=error.message))
             await self.engine.replace_trust(self.trust)
+            asyncio.get_running_loop().call_later(_RELOAD_AGAIN_SECONDS, self.reload_soon)
         else:
             self.trust = trust
             _log.info("trust.replaced")

@@ -82,7 +82,7 @@ class Feed:
                 await asyncio.sleep(self._random.uniform(0, limit))
 
     def _session(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(ssl=self._trust.context, resolver=_LocalResolver(), limit=0)
+        connector = aiohttp.TCPConnector(resolver=_LocalResolver(), limit=0)
         timeout = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS)
         return aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
 
@@ -94,16 +94,22 @@ class Feed:
                 f"{self._run_file} is not there: the enrollment service has not run here", hint="enroll serve"
             ) from error
 
+    def replace_trust(self, trust: ClientTrust) -> None:
+        """Connect with `trust` from now on; the stream that is open is followed anew at its next line."""
+        self._trust = trust
+
     async def _follow(self, http: aiohttp.ClientSession) -> None:
-        at = self._position()
+        at, trust = self._position(), self._trust
         query = {} if at is None else {"after": str(at.seq), "feed": at.feed}
-        async with http.get(self._url(), params=query, allow_redirects=False) as answer:
+        async with http.get(self._url(), params=query, allow_redirects=False, ssl=trust.context) as answer:
             await _check_status(answer)
             _log.info(event("directory.following", url=answer.url, after=query.get("after", "snapshot")))
             async for line in answer.content:
                 if not line.endswith(b"\n") or len(line) > directory.MAX_LINE_BYTES:
                     raise InvalidInput("the directory feed sent a line that is cut off or too long")
                 self._follower.take(directory.decode(line))
+                if self._trust is not trust:
+                    return
 
     async def look_up(self, serial: Serial) -> None:
         """Ask the service for the holder of `serial`, once for all who ask at the same time.
@@ -130,7 +136,8 @@ class Feed:
             self._follower.take_found(entry)
 
     async def _ask(self, http: aiohttp.ClientSession, serial: Serial) -> Entry | None:
-        async with http.get(self._url(), params={"serial": serial}, allow_redirects=False) as answer:
+        query, context = {"serial": serial}, self._trust.context
+        async with http.get(self._url(), params=query, allow_redirects=False, ssl=context) as answer:
             if answer.status == 404:
                 return None
             await _check_status(answer)

@@ -39,3 +39,10 @@ def read_config(home: AdminHome) -> FleetConfig:
         return config.load(home.config.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise FleetError(f"{home.config} cannot be read: {error}", hint="restore it from a backup") from error
+
+
+def make_private(folder: Path) -> None:
+    """A folder, and those above it that are not there, for nobody else, whatever the umask says."""
+    for each in (*reversed(folder.parents), folder):
+        if not each.exists():
+            each.mkdir(mode=0o700)

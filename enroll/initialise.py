@@ -15,30 +15,25 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from enroll import audit, authority, keys
 from enroll.authority import Authority, NewAuthority, TokenBytes
-from enroll.home import check_private
-from enroll.issuer import Issuer, Names, client_names, server_names
-from enroll.registry import Registry, Transaction, feed, identity
-from enroll.registry.records import CertificateRecord, CertificateState, PrincipalRecord
-from enroll.service.certification import Order, certify, key_digest
+from enroll.home import check_private, make_private
+from enroll.own_identities import LOCAL_BROKER, OPERATOR, Maker, own_identities, pem, sync_directory, use
+from enroll.registry import Registry, Transaction, feed
 from fleet import config, pki
 from fleet.config import Address
 from fleet.errors import FleetError, InvalidInput
-from fleet.identity import DISPATCH, DeviceId, Principal, Role, Server, State, TrustDomain
-from fleet.layout import AdminHome, CaFiles, Credential, IdentityFiles
+from fleet.identity import DISPATCH, TrustDomain
+from fleet.layout import AdminHome, CaFiles
 
-OPERATOR = Principal(Role.OPERATOR, DeviceId("admin"))
-LOCAL_BROKER = Principal(Role.BROKER, DeviceId("broker"))
 _MIN_PASSPHRASE_BYTES = 8
 _ENROLL_LISTEN = config.parse_address(config.DEFAULT_ENROLL_LISTEN)
 _BROKER_LISTEN = config.parse_address(config.DEFAULT_BROKER_LISTEN)
@@ -140,9 +135,9 @@ def _built_aside(path: Path, nonce: str) -> Iterator[Path]:
         try:
             yield aside
             for folder, _, _ in os.walk(aside):
-                _sync_directory(Path(folder))
+                sync_directory(Path(folder))
             aside.rename(path)  # onto nothing, or onto an empty directory
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
         except OSError as error:
             raise FleetError(
                 f"{path} cannot be written: {(error.strerror or str(error)).lower()}",
@@ -187,86 +182,24 @@ def _build(home: AdminHome, plan: Plan, now: datetime, token_bytes: TokenBytes) 
     _write_ca(home.root, made.authority.root, keys.encode_key(made.root_key, plan.passphrase))
     _write_ca(home.devices_ca, made.authority.devices.certificate, keys.encode_key(made.devices_key))
     _write_ca(home.servers_ca, made.authority.servers.certificate, keys.encode_key(made.servers_key))
-    _write_new(home.broker_trust, _pem(made.authority.root, made.authority.devices.certificate))
+    _write_new(home.broker_trust, pem(made.authority.root, made.authority.devices.certificate))
     (home.path / "run").mkdir(mode=0o700)
     with Registry.open(home.registry) as registry, registry.write() as transaction:
         feed.set_feed(transaction, token_bytes(16).hex())
         _audit_cas(transaction, made, now)
-        _Identities(transaction, made.authority, now, token_bytes).write_all(home, plan)
+        maker = Maker(transaction, made.authority, config.load(plan.to_toml()), plan.enroll_url, now, token_bytes)
+        _make_identities(maker, home)
     return made.authority
 
 
-@dataclass(frozen=True, slots=True)
-class _Identities:
-    """Writes and records the identities that a fleet begins with."""
-
-    transaction: Transaction
-    authority: Authority
-    now: datetime
-    token_bytes: TokenBytes
-
-    def write_all(self, home: AdminHome, plan: Plan) -> None:
-        self._server(home.enroll_server, Server.ENROLL, plan.hosts)
-        self._server(home.broker_server, Server.BROKER, plan.hosts)
-        self._client(home.broker_client, LOCAL_BROKER)
-        self._revoked(home.broker_revoked, LOCAL_BROKER)
-        self._client(home.dispatch, DISPATCH)
-        self._operator(home, plan.enroll_url)
-
-    def _server(self, files: IdentityFiles, server: Server, hosts: Sequence[str]) -> None:
-        self._identity(files, self.authority.servers, pki.SERVER, server_names(self.authority.domain, server, hosts))
-
-    def _client(self, files: IdentityFiles, principal: Principal) -> CertificateRecord:
-        identity.add_principal(self.transaction, PrincipalRecord(principal, State.ACTIVE, 1, (), self.now))
-        names = client_names(self.authority.domain, principal)
-        certificate = self._identity(files, self.authority.devices, pki.CLIENT, names, principal)
-        feed.announce(self.transaction, principal.id)
-        return certificate
-
-    def _revoked(self, files: IdentityFiles, principal: Principal) -> None:
-        """A second certificate of a principal, revoked from its first moment: never listed in the directory."""
-        names = client_names(self.authority.domain, principal)
-        revoked = CertificateState.REVOKED
-        certificate = self._identity(files, self.authority.devices, pki.CLIENT, names, principal, revoked)
-        audit.record(
-            self.transaction, self.now, "certificate.revoked", principal=str(principal), serial=certificate.serial
-        )
-
-    def _operator(self, home: AdminHome, enroll_url: str) -> None:
-        """The agent's layout: `current` points at generation 1."""
-        folder = home.operator.generation(1)
-        record = self._client(IdentityFiles(folder / "cert.pem", folder / "key.pem"), OPERATOR)
-        credential = Credential(
-            OPERATOR.id, OPERATOR.role, record.serial, record.not_before, record.not_after, enroll_url
-        )
-        _write_new(folder / "meta.json", credential.encode())
-        _write_new(home.operator.trust, _pem(self.authority.root))
-        home.operator.current.symlink_to(folder.name)
-
-    def _identity(
-        self,
-        files: IdentityFiles,
-        issuer: Issuer,
-        profile: pki.Profile,
-        names: Names,
-        principal: Principal | None = None,
-        state: CertificateState = CertificateState.CONFIRMED,
-    ) -> CertificateRecord:
-        key = keys.new_key()
-        holder = None if principal is None else principal.id
-        order = Order(profile, names, key.public_key(), key_digest(key.public_key()), holder, state=state)
-        record = certify(self.transaction, issuer, order, now=self.now, token_bytes=self.token_bytes)
-        audit.record(
-            self.transaction,
-            self.now,
-            "certificate.issued",
-            principal=str(principal) if principal else f"server/{names.common_name}",
-            serial=record.serial,
-            key=record.key.hex(),
-        )
-        _write_new(files.key, keys.encode_key(key))
-        _write_new(files.certificate, _pem(x509.load_der_x509_certificate(record.der), issuer.certificate))
-        return record
+def _make_identities(maker: Maker, home: AdminHome) -> None:
+    """The identities that a fleet begins with."""
+    for principal in (LOCAL_BROKER, DISPATCH, OPERATOR):
+        maker.add_principal(principal)
+    for own in own_identities(home):
+        maker.make(own, 1)
+        use(own, 1)
+    keys.write_private(home.operator.trust, pem(maker.authority.root))
 
 
 def _audit_cas(transaction: Transaction, made: NewAuthority, now: datetime) -> None:
@@ -277,27 +210,13 @@ def _audit_cas(transaction: Transaction, made: NewAuthority, now: datetime) -> N
 
 def _write_ca(files: CaFiles, certificate: x509.Certificate, key: bytes) -> None:
     _write_new(files.key, key)
-    _write_new(files.certificate, _pem(certificate))
+    _write_new(files.certificate, pem(certificate))
 
 
 def _write_new(path: Path, data: bytes) -> None:
     """A new file, 0600 in directories of 0700: nothing in the home is for others, and a home is copied whole."""
-    for folder in reversed(path.parents):
-        if not folder.exists():
-            folder.mkdir(mode=0o700)
+    make_private(path.parent)
     keys.write_private(path, data)
-
-
-def _pem(*certificates: x509.Certificate) -> bytes:
-    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _quoted(text: str) -> str:
