@@ -107,6 +107,18 @@ def test_hole_09_one_who_subscribes_in_a_loop_makes_others_messages_vanish(targe
 
 
 @attack()
+def test_hole_09_what_was_acknowledged_is_lost_when_its_sender_leaves(target: Target) -> bool:
+    """PUBACK comes before anything is routed, and what was not routed yet dies with the sender's connection."""
+    count = 300
+    with enter(target, target.device("pump-07")) as reader:
+        reader.ask(mqtt.subscribe((DOWN, 0)))
+        with enter(target, target.admin()) as sender:
+            sender.send(*(mqtt.publish(DOWN, b"x", 1, n) for n in range(1, count + 1)))
+            assert {mqtt.puback(n) for n in range(1, count + 1)} == {sender.receive() for _ in range(count)}
+        return not all(first_publish(target, reader) for _ in range(count))
+
+
+@attack()
 def test_hole_10_a_dollar_topic_leaves_a_zombie(target: Target) -> bool:
     """After a PUBLISH to `$...` PINGREQ is answered, and nothing else ever again."""
     with enter(target, target.device("pump-07")) as peer:
