@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.engine import Disconnected
+from broker.engine import Denied, Disconnected
 from tests import mqtt
 from tests.certificates import Identity
 from tests.contract.engines import RunningEngine
@@ -208,3 +208,15 @@ def test_a_qos_0_message_has_no_identifier_and_no_dup(
         for qos in range(3):
             send(sender, UP, b"\0\7payload", qos, 7)
             assert b"\x30\x1f\x00\x14" + UP.encode() + b"\0\7payload" == reader.receive()
+
+
+def test_a_byte_order_mark_at_the_front_is_a_character(broker: RunningEngine, pump: Identity) -> None:
+    """MQTT-1.5.3-3: a text without it would be another one, which is allowed; a filter would get around a rule."""
+    with broker.peer(pump) as peer:
+        assert b"\x20\x02\x00\x02" == peer.ask(mqtt.connect("\ufeffpump-07"))
+    with broker.join(pump) as peer:
+        assert mqtt.suback(0x80, 0) == peer.ask(mqtt.subscribe(("\ufeff" + DOWN, 0), (DOWN, 0)))
+        peer.send(mqtt.publish("\ufeff" + UP, b"x"))
+        peer.sync()
+    topics = [event.topic for event in broker.events if isinstance(event, Denied)]
+    assert ["\ufeff" + DOWN, "\ufeff" + UP] == topics
