@@ -15,7 +15,18 @@ from fleet.layout import AdminHome
 from tests.deadlines import within
 from tests.fleets import new_home
 from tests.system.brokers import enrol
-from tests.system.strangers import HEALTH, SHORT, Client, against, ended, is_served, limits, line_with, write_on
+from tests.system.strangers import (
+    HEALTH,
+    PATIENT,
+    SHORT,
+    Client,
+    against,
+    ended,
+    is_served,
+    limits,
+    line_with,
+    write_on,
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +84,7 @@ def test_a_body_that_is_not_finished_gets_408(home: AdminHome) -> None:
         assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
         await ended(reader)
 
-    against(home, limits(body=SHORT), steps)
+    against(home, limits(body=SHORT, linger=PATIENT), steps)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +110,19 @@ def test_a_peer_that_never_says_goodbye_is_not_waited_for(home: AdminHome, said:
         async with asyncio.timeout(within(5)):
             await ended(reader)
 
-    against(home, limits(head=SHORT, body=SHORT, goodbye=SHORT), steps)
+    against(home, limits(head=SHORT, body=SHORT, goodbye=SHORT, linger=PATIENT), steps)
+
+
+@pytest.mark.parametrize("said", [b"GET /healthz HTTP/1.1\r\nUpgrade: websocket", b"CONNECT x:1 HTTP/1.1"])
+def test_who_asks_for_another_protocol_gets_an_answer_and_no_more(home: AdminHome, said: bytes) -> None:
+    """What follows such a request is taken for requests, though whoever is between takes it for something else."""
+
+    async def steps(client: Client) -> None:
+        reader, writer = await client.secure()
+        writer.write(said + b"\r\nHost: x\r\nConnection: upgrade\r\n\r\n" + HEALTH)
+        assert 1 == (await ended(reader)).count(b"HTTP/1.1 ")
+
+    against(home, limits(), steps)
 
 
 def test_a_peer_that_does_not_read_its_answers_loses_its_connection(home: AdminHome) -> None:
@@ -245,17 +268,35 @@ def test_a_network_that_floods_the_worker_leaves_room_for_others(home: AdminHome
     against(home, limits(connections=10), steps)
 
 
-def test_one_certificate_does_not_take_every_connection(home: AdminHome) -> None:
-    """A stolen certificate shuts strangers out, who are ended first."""
+def test_one_certificate_does_not_take_every_connection_and_keeps_its_feed(home: AdminHome) -> None:
+    """A stolen certificate shuts strangers out, who are ended first; or a gateway's own tools end its broker's feed."""
 
     async def steps(client: Client) -> None:
-        held = [await client.secure(identity=home.broker_client) for _ in range(PER_CERTIFICATE + 1)]
+        feed, writer = await client.secure(identity=home.broker_client)
+        writer.write(f"GET {directory.PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await line_with(feed, b"current")
+        held = [await client.secure() for _ in range(PER_CERTIFICATE)]
         assert b"" == await ended(held[0][0])
         reader, writer = held[1]
         writer.write(HEALTH)
         assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        assert not feed.at_eof()
 
     against(home, limits(grace=0.0), steps)
+
+
+def test_a_request_that_is_worked_on_is_answered_whoever_comes(home: AdminHome) -> None:
+    """A flood takes an enrolment's answer away when the token is spent already."""
+
+    async def steps(client: Client) -> None:
+        with Registry.open(home.registry) as another, another.write():
+            reader, writer = await client.secure()
+            writer.write(GUESS)
+            for _ in range(12):
+                assert await is_served(client)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
+
+    against(home, limits(connections=4, grace=0.0), steps)
 
 
 def test_the_loop_answers_while_the_registry_is_locked(home: AdminHome) -> None:
