@@ -7,8 +7,8 @@ import queue
 import socket
 import ssl
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -161,6 +161,7 @@ class Operator:
 
     def __init__(self, fleet: LiveFleet) -> None:
         self._messages: queue.Queue[paho.MQTTMessage] = queue.Queue()
+        self.heard: list[tuple[str, dict[str, Any]]] = []
         self._ready: queue.Queue[bool] = queue.Queue()
         identity = fleet.home.operator.identity
         context = ssl.create_default_context(cafile=fleet.home.root.certificate)
@@ -199,9 +200,36 @@ class Operator:
             except queue.Empty:
                 break
             fields: dict[str, Any] = json.loads(message.payload)
+            self.heard.append((message.topic, fields))
             if message.topic == topic and wanted.items() <= fields.items():
                 return fields
         raise AssertionError(f"nothing on {topic} with {wanted}")
+
+    def until(
+        self,
+        is_enough: Callable[[list[tuple[str, dict[str, Any]]]], bool],
+        is_hopeless: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Until all that was heard since the beginning is enough."""
+        deadline = time.monotonic() + within(20)
+        while not is_enough(self.heard):
+            if time.monotonic() > deadline or is_hopeless():
+                raise AssertionError(f"only {self.heard[-200:]}")
+            with suppress(queue.Empty):
+                message = self._messages.get(timeout=0.2)
+                self.heard.append((message.topic, json.loads(message.payload)))
+
+    def final_result(
+        self, device: str, command_id: str, is_hopeless: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any]:
+        """How the command went."""
+        topic, states = f"devices/{device}/up/results/{command_id}", ("done", "failed", "expired")
+
+        def finals() -> list[dict[str, Any]]:
+            return [fields for name, fields in self.heard if name == topic and fields["state"] in states]
+
+        self.until(lambda _heard: bool(finals()), is_hopeless)
+        return finals()[-1]
 
     def result(self, device: str, command_id: str, state: str) -> dict[str, Any]:
         return self.next(f"devices/{device}/up/results/{command_id}", state=state)
