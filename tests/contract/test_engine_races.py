@@ -26,19 +26,14 @@ from tests.contract.races import (
     ONLINE,
     STATUS,
     WILL,
-    Direct,
-    Followed,
-    Kept,
     Peer,
     Scenario,
     Stage,
-    SteppedLoop,
-    Way,
     new_stage,
     race_all,
     stepped,
-    turns,
 )
+from tests.contract.stepping import Direct, Followed, Kept, SteppedLoop, Way, turns
 
 EngineMaker = Callable[[Clock], Engine]
 
