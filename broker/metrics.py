@@ -224,9 +224,6 @@ class _Request(WSGIRequestHandler):
         with suppress(OSError):
             super().handle()
 
-    def get_stderr(self) -> io.StringIO:
-        return io.StringIO()  # where wsgiref puts a traceback when nobody takes the answer
-
     def log_message(self, format: str, *args: object) -> None:
         """Not a word: requests are Prometheus'."""
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -153,6 +154,16 @@ def test_nothing_is_compressed(watched: Watched) -> None:
 def test_garbage_hurts_nobody(watched: Watched, said: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     """One odd request would end the thread, fill the log or take the memory."""
     watched.say(said)
+    assert 200 == watched.ask()[0]
+    assert ("", "") == tuple(capfd.readouterr())
+
+
+def test_whoever_leaves_before_the_answer_is_not_missed(watched: Watched, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each of them would leave a traceback."""
+    for said in (b"GET /metrics HTTP/1.1\r\n\r\n", b"GET /metrics HT", b"POST /"):
+        with watched.connect() as peer:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close is a reset
+            peer.sendall(said)
     assert 200 == watched.ask()[0]
     assert ("", "") == tuple(capfd.readouterr())
 
