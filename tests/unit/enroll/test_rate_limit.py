@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from enroll.rate_limit import MAX_KEYS, WINDOW_SECONDS, RateLimit, network_of
+from enroll.rate_limit import (
+    ALL_OF_THE_FIRST,
+    FORGET_SECONDS,
+    MAX_KEYS,
+    WINDOW_SECONDS,
+    RateLimit,
+    Sparsely,
+    network_of,
+)
 
 
 def test_the_limit_holds_for_a_window_and_then_ends() -> None:
@@ -41,3 +49,22 @@ def test_memory_is_bounded_and_the_latest_offender_is_kept() -> None:
 def test_what_counts_as_one_address(address: str, network: str) -> None:
     """Whoever has a /64 has 2**64 attempts."""
     assert network == network_of(address)
+
+
+def test_what_is_repeated_is_told_less_and_less_and_anew_after_an_hour() -> None:
+    """A flood fills the log, or what happens a week later is not in it."""
+    told = Sparsely()
+    counts = [told.count("guess", 0.0) for _ in range(100)]
+    assert [*range(1, ALL_OF_THE_FIRST + 1), 16, 32, 64] == [count for count in counts if count]
+    assert 1 == told.count("another", 0.0)
+    assert 0 == told.count("guess", FORGET_SECONDS - 1)
+    assert 1 == told.count("guess", 2 * FORGET_SECONDS)
+
+
+def test_what_was_told_is_kept_in_bounded_memory() -> None:
+    """Strangers from everywhere fill it."""
+    told = Sparsely()
+    for number in range(MAX_KEYS + 10):
+        told.count(str(number), 0.0)
+    assert 1 == told.count("0", 0.0)
+    assert 2 == told.count("100", 0.0)
