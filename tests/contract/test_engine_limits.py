@@ -245,3 +245,15 @@ def test_whoever_tries_what_it_may_not_again_and_again_is_cut(limited: Limited) 
         assert pump.is_closed()
     assert Reason.TOO_MANY_DENIALS is broker.wait_event(Disconnected).reason
     assert 10 == broker.call(broker.engine.stats).denied
+
+
+def test_whoever_is_cut_within_a_subscribe_leaves_no_subscription(limited: Callable[[Limits], RunningEngine]) -> None:
+    """Filters of a client that is gone would be kept for ever, until there is no room for anybody's."""
+    broker = limited(Limits(denials_per_connection=3))
+    with broker.join(broker.device("pump-07")) as peer:
+        own = [(f"devices/pump-07/down/{n}", 1) for n in range(5)]
+        peer.send(mqtt.subscribe(*own[:2], *[("#", 0)] * 3, *own[2:]))
+        assert peer.is_closed()
+    assert Reason.TOO_MANY_DENIALS is broker.wait_event(Disconnected).reason
+    stats = broker.call(broker.engine.stats)
+    assert (0, 0) == (stats.sessions, stats.subscriptions)

@@ -336,12 +336,16 @@ class Hub:
 
     def _subscribe(self, session: FleetSession, packet: Subscribe) -> None:
         codes = [self._subscribe_one(session, topic_filter, qos) for topic_filter, qos in packet.requests]
+        if session.link is None:
+            return  # cut for what it tried: nothing is kept for it
         self._answer(session, packets.suback(packet.packet_id, codes))
         for (topic_filter, _), code in zip(packet.requests, codes, strict=True):
             if code != _SUBSCRIPTION_FAILED:
                 self._send_retained(session, topic_filter, code)
 
     def _subscribe_one(self, session: FleetSession, topic_filter: str, qos: int) -> int:
+        if session.link is None:
+            return _SUBSCRIPTION_FAILED
         if not session.grants.decide(Action.SUBSCRIBE, topic_filter).allowed:
             self._deny(session, Action.SUBSCRIBE, topic_filter)
             return _SUBSCRIPTION_FAILED
