@@ -81,29 +81,24 @@ class MqttJs:
     ) -> Connack:
         self.close()
         self._name, self._received = self._node.new_name(), 0
-        options: dict[str, object] = {
-            "clientId": self._identity.id if client_id is None else client_id,
-            "clean": clean,
-            "keepalive": keep_alive,
-            "protocolVersion": level,
-        }
-        if level == 3:
-            options["protocolId"] = "MQIsdp"
-        if level != 4:
-            options["reconnectPeriod"] = 1  # ms: that it does not try again has to be its own decision
+        name = self._identity.id if client_id is None else client_id
+        options: dict[str, object] = {"clientId": name, "clean": clean, "keepalive": keep_alive}
         if will is not None:
             options["will"] = {"topic": will.topic, "payload": will.payload, "qos": will.qos, "retain": will.retain}
         self._is_open = True
-        files, broker = self._identity.files, self._broker
-        where = {"host": broker.host, "port": broker.port, "ca": broker.root_file}
-        own = {"cert": str(files.certificate), "key": str(files.key)}
         try:
-            answer = self._ask("connect", **where, **own, options=options, holdsAcks=holds_acks)
+            answer = self._ask("connect", **self._where(), options=options | _version(level), holdsAcks=holds_acks)
         except RefusedByLibrary as refused:
             if isinstance(refused.code, int):
                 return Connack(refused.code)
             raise
         return Connack(answer["code"], answer["present"])
+
+    def _where(self) -> dict[str, object]:
+        """The broker, and what is shown to it."""
+        files, broker = self._identity.files, self._broker
+        where = {"host": broker.host, "port": broker.port, "ca": broker.root_file}
+        return where | {"cert": str(files.certificate), "key": str(files.key)}
 
     def subscribe(self, *filters: tuple[str, int]) -> list[int]:
         granted: list[int] = self._ask("subscribe", filters=filters)
@@ -135,3 +130,13 @@ class MqttJs:
         if self._is_open:
             self._is_open = False
             self._ask("close")
+
+
+def _version(level: int) -> dict[str, object]:
+    """MQTT.js' options for a version of the protocol."""
+    options: dict[str, object] = {"protocolVersion": level}
+    if level == 3:
+        options["protocolId"] = "MQIsdp"
+    if level != 4:
+        options["reconnectPeriod"] = 1  # ms: that it does not try again has to be its own decision
+    return options
