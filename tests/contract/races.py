@@ -92,6 +92,7 @@ class Stage:
     fleet: TestFleet
     device: Identity
     successor: Identity
+    limits: Limits
     truth: Truth = field(default_factory=Truth)
     address: Address = field(default_factory=lambda: Address("", 0))
     events: list[Event] = field(default_factory=list)
@@ -108,7 +109,7 @@ class Stage:
         trust = load_trust(self.fleet.trust_file, self.fleet.server(Server.BROKER).files, now())
         rules = Rules(DEFAULT_POLICY, self.way.directory, self.way.look_up, lambda: True)
         async with AsyncExitStack() as stack:
-            listener = Listener(Address("127.0.0.1", 0), Limits(connects_per_minute=1_000_000))
+            listener = Listener(Address("127.0.0.1", 0), self.limits)
             self.address = await self.engine.start(listener, trust, rules, self.events.append)
             stack.push_async_callback(turns)
             stack.push_async_callback(self.engine.stop)
@@ -191,11 +192,12 @@ CHANGES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What is prepared, and what is then raced against."""
+    """What is prepared, and what is then raced against. Connecting often is fine, unless that is what it is about."""
 
     name: str
     prepare: Callable[[Stage], Awaitable[None]]
     run: Callable[[Stage], Awaitable[None]]
+    limits: Limits = Limits(connects_per_minute=1_000_000)  # noqa: RUF009 - it is frozen
 
 
 async def race_all(stage: Stage, scenario: Scenario, change: Change) -> int:
@@ -298,6 +300,8 @@ async def _settled(work: Awaitable[int]) -> int:
         await turns()
 
 
-def new_stage(loop: SteppedLoop, make_engine: Callable[[Clock], Engine], fleet: TestFleet, way: Way) -> Stage:
+def new_stage(
+    loop: SteppedLoop, make_engine: Callable[[Clock], Engine], fleet: TestFleet, way: Way, limits: Limits
+) -> Stage:
     """A stage with a device and the one that replaces it."""
-    return Stage(loop, make_engine(now), way, fleet, fleet.client(ID), fleet.client(ID))
+    return Stage(loop, make_engine(now), way, fleet, fleet.client(ID), fleet.client(ID), limits)

@@ -41,16 +41,20 @@ def _nothing() -> None:
 
 
 class SteppedLoop(asyncio.SelectorEventLoop):
-    """Calls `strike` once, after as many more callbacks as `strike_after` was told."""
+    """Calls `strike` once, after as many more callbacks as `strike_after` was told. Its clock can be put forward."""
 
     def __init__(self) -> None:
         super().__init__()
         self.steps = 0
+        self.skipped_seconds = 0.0
         self.complaints: list[str] = []
         self._left: int | None = None
         self._strike = _nothing
         self._ready = _Ready(self._step)  # asyncio's own list of callbacks that are due
         self.set_exception_handler(lambda _, context: self.complaints.append(f"{context}"))
+
+    def time(self) -> float:
+        return super().time() + self.skipped_seconds
 
     def strike_after(self, steps: int, strike: Callable[[], None]) -> None:
         self._left, self._strike = steps, strike

@@ -17,6 +17,7 @@ from broker.directory import Directory
 from broker.engine import Clock, Engine
 from fleet.directory import Entry
 from fleet.identity import DeviceId
+from fleet.limits import Limits
 from tests import mqtt
 from tests.certificates import TestFleet
 from tests.contract.races import (
@@ -63,6 +64,18 @@ async def come_twice(stage: Stage) -> None:
     await asyncio.gather(come(stage), come(stage), return_exceptions=True)
 
 
+async def come_too_soon(stage: Stage) -> None:
+    """A CONNECT that has to wait a minute for its turn."""
+    peer = await stage.open()
+    await peer.send(connect(), mqtt.publish(STATUS, ONLINE, 1, retain=True))
+    answer, began = asyncio.ensure_future(peer.receive()), stage.loop.skipped_seconds
+    while not answer.done():
+        await turns()
+        stage.loop.skipped_seconds += 5
+    if (await answer)[3] == 0:
+        assert stage.loop.skipped_seconds - began > 50, "it did not have to wait"
+
+
 async def be_listed(stage: Stage) -> None:
     """The broker knows the device, as of a new enrolment."""
     stage.truth.entry = stage.entry(epoch=(stage.truth.entry.epoch if stage.truth.entry else 0) + 1)
@@ -87,12 +100,17 @@ READ_THROUGH = Scenario("read-through", be_unlisted, come)
 TAKE_OVER = Scenario("take-over", be_in, come)
 TWO_AT_ONCE = Scenario("two at once", be_listed, come_twice)
 TWO_UNLISTED = Scenario("two at once, unlisted", be_unlisted, come_twice)
-SCENARIOS = {scenario.name: scenario for scenario in (CONNECT, READ_THROUGH, TAKE_OVER, TWO_AT_ONCE, TWO_UNLISTED)}
+# One connection a minute, and the patience to wait for it.
+HELD = Scenario("held", be_in, come_too_soon, Limits(connects_per_minute=1, connect_seconds=1000.0))
+SCENARIOS = {
+    scenario.name: scenario for scenario in (CONNECT, READ_THROUGH, TAKE_OVER, TWO_AT_ONCE, TWO_UNLISTED, HELD)
+}
 
 
 def run(make_engine: EngineMaker, fleet: TestFleet, way: Way, scenario: Scenario, change: str) -> int:
     async def work(loop: SteppedLoop) -> int:
-        return await race_all(new_stage(loop, make_engine, fleet, way), scenario, CHANGES[change])
+        stage = new_stage(loop, make_engine, fleet, way, scenario.limits)
+        return await race_all(stage, scenario, CHANGES[change])
 
     return stepped(work)
 
