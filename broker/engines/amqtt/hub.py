@@ -71,13 +71,11 @@ class Hub:
         found.subscriptions = self.subscriptions.count
         found.retained = len(self.retained)
         found.retained_bytes = self.retained.size_bytes
-        for session in self.sessions.values():
-            waiting = session.waiting
-            found.connections += session.client is not None
-            found.inflight += len(session.deliveries)
-            found.queued += len(waiting)
-            found.queued_bytes += waiting.size_bytes
-            found.deepest_queue = max(found.deepest_queue, len(waiting))
+        found.inflight = sum([len(session.deliveries) for session in self.sessions.values()])
+        queues = [session.waiting for session in self.sessions.values() if session.waiting]
+        depths = [len(queue) for queue in queues]
+        found.queued, found.deepest_queue = sum(depths), max(depths, default=0)
+        found.queued_bytes = sum(queue.size_bytes for queue in queues)
         return found
 
     def live(self) -> Iterable[tuple[FleetSession, Client]]:
@@ -136,6 +134,7 @@ class Hub:
         session.transitions.connect()
         link.send(packets.connack(admission.ACCEPTED, session_present=is_present))
         self.counted.accepted += 1
+        self.counted.connections += 1
         self.observe(Connected(session.client, is_present))
         session.send_again()
         return session
@@ -188,6 +187,7 @@ class Hub:
             self._forget(session)
         link.end(reason)
         self.counted.ended[reason] += 1
+        self.counted.connections -= 1
         self.observe(Disconnected(client, reason, detail))
         if will is not None and fires_will and session.grants.decide(Action.PUBLISH, will.topic).allowed:
             self.route(Publish.of(will.topic, will.payload, will.qos, retain=will.retain), session.owner)

@@ -101,10 +101,11 @@ class FleetSession(Session):
         self.denials = 0
         self.filters: dict[str, int] = {}
         self.received_ids: set[int] = set()  # QoS 2: PUBREC sent, PUBREL awaited
-        self._deliveries: dict[int, Delivery] = {}
+        self.deliveries: dict[int, Delivery] = {}  # by packet id, in the order in which each was sent first
         multiple = limits.multiple_for(entry.principal.role)
         self._max_inflight = limits.inflight_per_session
-        self._waiting = Backlog(
+        # All that waits for the client, but for retained messages.
+        self.waiting = Backlog(
             limits.queued_messages_per_session * multiple, limits.queued_bytes_per_session * multiple, stats
         )
         # Topics whose retained message a new subscription is owed, with the QoS to send it at. What it says is looked
@@ -121,23 +122,13 @@ class FleetSession(Session):
     def __eq__(self, other: object) -> bool:
         return self is other
 
-    @property
-    def deliveries(self) -> dict[int, Delivery]:
-        """What is on its way, by packet id, in the order in which it was sent first."""
-        return self._deliveries
-
-    @property
-    def waiting(self) -> Backlog:
-        """What waits for the client, but for retained messages."""
-        return self._waiting
-
     def take_over(self, predecessor: FleetSession) -> None:
         """Hold what the predecessor held: all that outlives a connection, and nothing of the connection."""
         self.filters = dict(predecessor.filters)
         self.received_ids = set(predecessor.received_ids)
-        self._deliveries = dict(predecessor._deliveries)
+        self.deliveries = dict(predecessor.deliveries)
         self._packet_id = predecessor._packet_id
-        self._waiting, predecessor._waiting = predecessor._waiting, self._waiting
+        self.waiting, predecessor.waiting = predecessor.waiting, self.waiting
         self._owed, predecessor._owed = predecessor._owed, self._owed
 
     def deliver(self, publish: Publish, qos: int, owner: DeviceId | None) -> bool:
@@ -146,13 +137,13 @@ class FleetSession(Session):
         if qos == 0:
             if link is None:
                 return False  # QoS 0 is not kept for the absent, and not owed to them
-            if not self._waiting.has_qos_0 and not link.is_congested:
+            if not self.waiting.has_qos_0 and not link.is_congested:
                 link.send(publish.plain())
                 return True
-        elif link is not None and not self._waiting and self._has_room(link):
+        elif link is not None and not self.waiting and self._has_room(link):
             self._send(link, publish, qos)
             return True
-        self._waiting.put(Waiting(publish, qos, owner))
+        self.waiting.put(Waiting(publish, qos, owner))
         return False
 
     def owe_retained(self, topic: str, qos: int) -> None:
@@ -160,24 +151,24 @@ class FleetSession(Session):
         self._owed[topic] = max(qos, self._owed.get(topic, 0))
 
     def _has_room(self, link: Link) -> bool:
-        return len(self._deliveries) < self._max_inflight and not link.is_congested
+        return len(self.deliveries) < self._max_inflight and not link.is_congested
 
     def _send(self, link: Link, publish: Publish, qos: int, *, retain: bool = False) -> None:
         packet_id = self._free_packet_id()
-        self._deliveries[packet_id] = Delivery(publish, packet_id, qos, retain)
+        self.deliveries[packet_id] = Delivery(publish, packet_id, qos, retain)
         link.send(publish.to_send(qos, packet_id, retain=retain))
 
     def _free_packet_id(self) -> int:
         packet_id = self._packet_id
         while True:  # ends: far fewer are in flight than there are ids
             packet_id = packet_id % 65_535 + 1
-            if packet_id not in self._deliveries:
+            if packet_id not in self.deliveries:
                 self._packet_id = packet_id
                 return packet_id
 
     def pump(self) -> None:
         """Send what waits, then what is retained and owed, as far as there is room."""
-        link, waiting = self.link, self._waiting
+        link, waiting = self.link, self.waiting
         while link is not None and waiting and not link.is_congested:
             if waiting.first.qos and not self._has_room(link):
                 return
@@ -206,29 +197,29 @@ class FleetSession(Session):
     @property
     def has_more(self) -> bool:
         """Whether `pump` would send something if there were room."""
-        return bool(self._waiting or self._owed)
+        return bool(self.waiting or self._owed)
 
     def send_again(self) -> None:
         """After a reconnect: everything unacknowledged, in its first order, then what waits (4.4, 4.6)."""
         if self.link is not None:
-            for packet_id, delivery in self._deliveries.items():
+            for packet_id, delivery in self.deliveries.items():
                 self._stats.messages_sent += not delivery.is_released
                 self.link.send(delivery.frame(packet_id, dup=True))
             self.pump()
 
     def acknowledged(self, packet_id: int) -> bool:
         """PUBACK came; whether it was awaited."""
-        delivery = self._deliveries.get(packet_id)
+        delivery = self.deliveries.get(packet_id)
         if delivery is not None and delivery.qos == 1:
-            del self._deliveries[packet_id]
-            if self._waiting or self._owed:
+            del self.deliveries[packet_id]
+            if self.waiting or self._owed:
                 self.pump()
             return True
         return False
 
     def received(self, packet_id: int) -> None:
         """PUBREC came: answered with PUBREL, for an id that is not known too, so that the client can finish."""
-        delivery = self._deliveries.get(packet_id)
+        delivery = self.deliveries.get(packet_id)
         if delivery is not None and delivery.qos == 2:
             delivery.is_released = True
         if self.link is not None:
@@ -236,16 +227,16 @@ class FleetSession(Session):
 
     def completed(self, packet_id: int) -> None:
         """PUBCOMP came."""
-        delivery = self._deliveries.get(packet_id)
+        delivery = self.deliveries.get(packet_id)
         if delivery is not None and delivery.is_released:
-            del self._deliveries[packet_id]
+            del self.deliveries[packet_id]
             self.pump()
 
     def purge(self) -> None:
         """Forget everything."""
         self.filters.clear()
         self.received_ids.clear()
-        self._deliveries.clear()
-        self._waiting.clear()
+        self.deliveries.clear()
+        self.waiting.clear()
         self._owed.clear()
         self.will = None
