@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 import device_agent
 from device_agent.clock import Moment
 from device_agent.core.events import StopRequested
+from device_agent.core.shelf import Bounds
 from device_agent.core.state import Settings
 from device_agent.store import PosixDisk, Store, check_private, only_one
 from fleet import join
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
     for name, text, add in (
         ("join", "make a key and have it certified: once for a device", _add_join),
-        ("run", "stay connected, and serve the applications on this device", None),
+        ("run", "stay connected, and serve the applications on this device", _add_run),
         ("status", "say who this device is and whether it is connected, and why not", _add_status),
         ("explain", "connect, and print the mutual TLS conversation step by step", None),
     ):
@@ -92,6 +93,32 @@ def _add_join(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--id", metavar="ID", help="the device id; else the join file's, else the host name")
 
     parser.add_argument("--no-wait", action="store_true", help="where an admin has to approve: do not wait for it")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keepalive",
+        type=_between(2, 3_600),
+        default=60,
+        metavar="SECONDS",
+        help="a connection that is silent for twice as long is given up (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--spool",
+        type=_between(1, 65_536),
+        default=256,
+        metavar="MIB",
+        help="how much waits on disk while the broker is away (default: %(default)s)",
+    )
+
+
+def _between(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}")
+        return int(text)
+
+    return parse
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:
@@ -223,8 +250,15 @@ def _run(options: argparse.Namespace, home: AgentHome) -> int:
     store.recover()
     credential = store.credential()
     check_private(home.path)
-    boot = os.urandom(8).hex()
-    settings = Settings(credential.device, credential.serial, credential.not_after, boot, device_agent.__version__)
+    settings = Settings(
+        credential.device,
+        credential.serial,
+        credential.not_after,
+        os.urandom(8).hex(),
+        device_agent.__version__,
+        options.keepalive,
+        Bounds(options.spool << 20, options.spool << 18),
+    )
     events = EventQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: events.post_now(StopRequested()))

@@ -117,7 +117,7 @@ class Connection:
         except (OSError, ValueError) as error:
             return Failure(Cause.LOCAL, peer, str(error))
         client = self._client(context)
-        client.connect(self._connect.broker.host, self._connect.broker.port, KEEPALIVE_SECONDS)
+        client.connect(self._connect.broker.host, self._connect.broker.port, self._connect.keepalive_seconds)
         connection = client.socket()
         assert isinstance(connection, tls.FleetSocket)
         try:
@@ -152,7 +152,7 @@ class Connection:
         """Wait for something to do, and do it; False at the end."""
         is_ending = self._obey(client)
         writers = [connection] if client.want_write() else []
-        seconds = 0.0 if connection.pending() else TURN_SECONDS
+        seconds = 0.0 if connection.pending() else min(TURN_SECONDS, self._connect.keepalive_seconds / 2)
         readable, writable, _ = select.select([connection, self._wake_in], writers, [], seconds)
         if self._wake_in in readable:
             with contextlib.suppress(BlockingIOError):

@@ -55,6 +55,8 @@ QUEUE_EVENTS: Final = 64
 # A connection's thread turns every 5 s; one that has not for so long hangs, whatever it claims.
 HANGS_AFTER_SECONDS: Final = 90.0
 _LOOK_SECONDS: Final = 30.0
+# Nothing can end a look-up of a name that hangs: so many threads may, and each costs memory.
+MAX_ABANDONED: Final = 3
 
 _log = logging.getLogger("device_agent")
 
@@ -114,6 +116,7 @@ class Runner:
     world: World
     events: EventQueue = field(default_factory=EventQueue)
     _connection: Connection | None = None
+    _abandoned: list[Connection] = field(default_factory=list)
     _fetch: _Fetch = field(default_factory=_Fetch)
     _is_over: bool = False
     _looked_at: float = 0.0
@@ -181,6 +184,11 @@ class Runner:
     def _start_connection(self, order: Connect) -> None:
         if self._connection is not None:
             self._connection.disconnect()
+            self._abandoned = [each for each in [*self._abandoned, self._connection] if each.is_alive]
+        if len(self._abandoned) >= MAX_ABANDONED:
+            failure = Failure(Cause.TIMED_OUT, str(order.broker), "the last attempts hang: is there a name server?")
+            self.events.post_now(Disconnected(order.epoch, failure))
+            return
         self._connection = Connection(self.home, self.settings.device, order, self.events.post, self.world.monotonic)
         self._connection.start()
 

@@ -227,6 +227,29 @@ class CommandMessage:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ControlMessage:
+    """How one device is to pace itself: it comes back at a random point within `reconnect_seconds` of a loss."""
+
+    device: DeviceId
+    sent_at: datetime
+    reconnect_seconds: float
+
+    def encode(self) -> bytes:
+        fields = {"v": VERSION, "id": str(self.device), "ts": format_time(self.sent_at)}
+        return encode_object(fields | {"reconnect_seconds": self.reconnect_seconds})
+
+
+def decode_control(payload: bytes, device: DeviceId) -> ControlMessage:
+    """A control to `device`; the agent bounds what it asks for. Raises: InvalidMessage."""
+    fields = decode_object(payload)
+    _check_version_and_sender(fields, device)
+    seconds = fields.get("reconnect_seconds")
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds < 0:
+        raise InvalidMessage("reconnect_seconds is not a number from 0")
+    return ControlMessage(device, parse_time(fields.get("ts")), float(seconds))
+
+
 def decode_status(payload: bytes, device: DeviceId) -> StatusMessage:
     """A status of `device`. Raises: InvalidMessage."""
     fields = decode_object(payload)

@@ -25,7 +25,7 @@ from device_agent.core.state import (
 from device_agent.failures import Cause, Failure
 from device_agent.outbox import Class, Outgoing
 from fleet import topics
-from fleet.messages import HelloMessage, Presence, StatusMessage
+from fleet.messages import ControlMessage, HelloMessage, Presence, StatusMessage
 
 # Longer than all time-outs of a shell together: when one of these ends a phase, a shell hangs.
 CONNECT_SECONDS: Final = 60.0
@@ -147,6 +147,13 @@ def on_disconnected(state: State, event: Disconnected, moment: Moment, effects: 
             assert_never(state.link)
 
 
+def on_control(state: State, control: ControlMessage, effects: list[Effect]) -> State:
+    """When to come back after a loss; for as long as the agent runs."""
+    seconds = min(control.reconnect_seconds, backoff.MAX_SPREAD_SECONDS)
+    effects.append(Log(logging.INFO, "control.received", (("reconnect_seconds", f"{seconds:g}"),)))
+    return replace(state, spread_seconds=seconds)
+
+
 def on_stop(state: State, moment: Moment, effects: list[Effect]) -> State:
     """Tell the fleet, if it listens, and end: a DISCONNECT alone would leave the device online for ever."""
     match state.link:
@@ -187,7 +194,8 @@ def _connect(state: State, moment: Moment, effects: list[Effect]) -> State:
     will = StatusMessage(envelope, Presence.OFFLINE, "connection lost", state.settings.version)
     topic = topics.Status(state.settings.device).format()
     epoch = state.epoch + 1
-    effects.append(Connect(epoch, broker, Outgoing(-1, Class.PRESENCE, topic, will.encode(), retain=True)))
+    last_words = Outgoing(-1, Class.PRESENCE, topic, will.encode(), retain=True)
+    effects.append(Connect(epoch, broker, last_words, state.settings.keepalive_seconds))
     return replace(state, epoch=epoch, link=Connecting(epoch, broker, moment.monotonic + CONNECT_SECONDS))
 
 
@@ -200,7 +208,8 @@ def _failed(state: State, failure: Failure, moment: Moment, effects: list[Effect
     if failure.cause is Cause.REFUSED and moment.utc > state.settings.not_after:
         failure = replace(failure, cause=Cause.OWN_EXPIRED)
     failures = state.failures + 1
-    pause = backoff.delay_seconds(failures, moment.chance)
+    spread = state.spread_seconds if isinstance(state.link, Online) else 0.0
+    pause = backoff.delay_seconds(failures, moment.chance, spread)
     effects.append(_log_failure("connection.failed", failure, retry_seconds=f"{pause:.1f}"))
     return replace(
         state,

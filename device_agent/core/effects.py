@@ -22,6 +22,7 @@ class Connect:
     epoch: int
     broker: Address
     will: Outgoing
+    keepalive_seconds: int = 60
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from device_agent.clock import Moment
 from device_agent.core.effects import Acknowledge
-from device_agent.core.shelf import NEVER, Spool
+from device_agent.core.shelf import DEFAULT_BOUNDS, NEVER, Bounds, Spool
 from device_agent.failures import Failure
 from device_agent.journal import Journal
 from device_agent.outbox import Class, Outbox, Outgoing
@@ -25,6 +25,8 @@ class Settings:
     not_after: datetime
     boot: str
     version: str
+    keepalive_seconds: int = 60
+    bounds: Bounds = DEFAULT_BOUNDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class State:
     tried: int = 0
     failures: int = 0
     short_lives: int = 0
+    spread_seconds: float = 0.0
     failure: Failure | None = None
     failed_at: datetime | None = None
     was_ready: bool = False
@@ -139,4 +142,4 @@ class State:
 
 def initial(settings: Settings, brokers: tuple[Address, ...], journal: Journal) -> State:
     """The state before `Started`."""
-    return State(settings, brokers=brokers, journal=journal)
+    return State(settings, brokers=brokers, journal=journal, spool=Spool(bounds=settings.bounds))

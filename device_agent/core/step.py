@@ -32,7 +32,7 @@ from device_agent.core.events import (
 )
 from device_agent.core.shelf import NEVER
 from device_agent.core.state import Online, State, Stopping, Subscribing
-from fleet import topics
+from fleet import messages, topics
 from fleet.errors import InvalidInput
 
 
@@ -86,6 +86,9 @@ def _on_arrived(state: State, event: Arrived, moment: Moment, effects: list[Effe
         topic = topics.parse(event.topic)
         if isinstance(topic, topics.Command) and topic.device == state.settings.device:
             return commands.on_command(state, topic, event.payload, acknowledge, moment, effects)
+        if isinstance(topic, topics.Control) and topic.device == state.settings.device:
+            effects.append(acknowledge)
+            return connection.on_control(state, messages.decode_control(event.payload, topic.device), effects)
         reason = "this agent does not handle the topic"
     except InvalidInput as error:
         reason = error.message
@@ -109,8 +112,8 @@ def _publish(state: State, effects: list[Effect]) -> State:
     """Hand to the connection what its window has room for."""
     if not isinstance(state.link, Online | Stopping):
         return state
-    outbox, messages = state.outbox.take(state.spool.held)
-    effects += [Publish(state.link.epoch, message) for message in messages]
+    outbox, taken = state.outbox.take(state.spool.held)
+    effects += [Publish(state.link.epoch, message) for message in taken]
     return replace(state, outbox=outbox)
 
 

@@ -41,6 +41,7 @@ class LiveFleet:
     url: str
     broker: Program | None = None
     broker_url: str = ""
+    host: str = "127.0.0.1"
     _homes: int = field(default=0)
 
     def enroll(self, *args: object) -> Finished:
@@ -66,7 +67,7 @@ class LiveFleet:
     def start_broker(self) -> None:
         """A broker on any free port."""
         self.broker = self.stack.enter_context(
-            Program("broker", "serve", "--home", self.home.path, "--listen", "127.0.0.1:0")
+            Program("broker", "serve", "--home", self.home.path, "--listen", listen_on(self.host))
         )
         self.broker_url = self.broker.wait_for_line(r"^broker: ready (\S+)$")[1]
 
@@ -76,14 +77,19 @@ class LiveFleet:
         return str(parts.hostname), int(parts.port or 0)
 
 
+def listen_on(host: str) -> str:
+    """Any free port of that address."""
+    return f"[{host}]:0" if ":" in host else f"{host}:0"
+
+
 @contextmanager
-def live_fleet(folder: Path, *, with_broker: bool) -> Iterator[LiveFleet]:
-    """A new fleet whose service, and broker if wanted, run."""
-    home = new_home(folder / "fleet")
+def live_fleet(folder: Path, *, with_broker: bool, host: str = "127.0.0.1") -> Iterator[LiveFleet]:
+    """A new fleet whose service, and broker if wanted, run on an address of this machine."""
+    home = new_home(folder / "fleet", **({} if host == "127.0.0.1" else {"hosts": (host,)}))
     with ExitStack() as stack:
-        service = stack.enter_context(Program("enroll", "serve", "--home", home.path, "--listen", "127.0.0.1:0"))
+        service = stack.enter_context(Program("enroll", "serve", "--home", home.path, "--listen", listen_on(host)))
         url = service.wait_for_line(r"^enroll: ready (\S+)$")[1]
-        fleet = LiveFleet(home, folder / "agents", stack, service, url)
+        fleet = LiveFleet(home, folder / "agents", stack, service, url, host=host)
         if with_broker:
             fleet.start_broker()
         yield fleet
@@ -113,8 +119,8 @@ def pin_of(fleet: LiveFleet) -> bytes:
 class Agent(Program):
     """`device-agent run`, ready."""
 
-    def __init__(self, home: AgentHome) -> None:
-        super().__init__("device-agent", "run", "--home", home.path)
+    def __init__(self, home: AgentHome, *options: str) -> None:
+        super().__init__("device-agent", "run", "--home", home.path, *options)
         self.home = home
 
     def wait_ready(self) -> Self:
@@ -188,8 +194,11 @@ class Operator:
         """A command, as dispatch sends it."""
         now = datetime.now(UTC)
         message = CommandMessage(DeviceId(device), now, now + timedelta(seconds=seconds), args)
-        sent = self._client.publish(Command(DeviceId(device), name, command_id).format(), message.encode(), 1)
-        sent.wait_for_publish(within(20))
+        self.publish(Command(DeviceId(device), name, command_id).format(), message.encode())
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        """Anything, until the broker has it."""
+        self._client.publish(topic, payload, 1).wait_for_publish(within(20))
 
     def next(self, topic: str, **wanted: object) -> dict[str, Any]:
         """The next message on that topic whose fields are as wanted; what comes before is passed over."""

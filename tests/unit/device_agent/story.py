@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import weakref
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import mkdtemp
@@ -25,7 +25,6 @@ from device_agent.core.events import (
     Started,
     Subscribed,
 )
-from device_agent.core.shelf import DEFAULT_BOUNDS, Bounds
 from device_agent.core.state import Settings, State, initial
 from device_agent.core.step import step
 from device_agent.journal import Journal
@@ -58,7 +57,6 @@ class Story:
     effects: list[Effect] = field(default_factory=list)
     state: State = field(init=False)
     settings: Settings = SETTINGS
-    bounds: Bounds = DEFAULT_BOUNDS
     folder: str = field(default_factory=mkdtemp)
     spool: SpoolFile = field(init=False)
 
@@ -66,7 +64,6 @@ class Story:
         self.spool = SpoolFile(AgentHome(Path(self.folder)), PUMP)
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.state = initial(self.settings, self.brokers, self.journal)
-        self.state = replace(self.state, spool=replace(self.state.spool, bounds=self.bounds))
 
     def now(self) -> Moment:
         return Moment(self.seconds, START + timedelta(seconds=self.seconds), self.chance)

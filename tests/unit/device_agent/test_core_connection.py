@@ -10,6 +10,7 @@ from device_agent.core.connection import CONNECT_SECONDS, FETCH_SECONDS, GOODBYE
 from device_agent.core.effects import AnnounceReady, Connect, Disconnect, Exit, FetchConfig, Publish, Subscribe
 from device_agent.core.events import (
     AppSaid,
+    Arrived,
     ConfigFailed,
     ConfigFetched,
     Connected,
@@ -25,7 +26,8 @@ from device_agent.core.state import Online, Stopping, Waiting
 from device_agent.core.step import next_deadline
 from device_agent.failures import Cause, Failure
 from device_agent.requests import PublishTelemetry
-from tests.unit.device_agent.story import FETCHED, GATEWAY, PUMP, SETTINGS, SPARE, Story, of_kind, published
+from fleet.messages import ControlMessage
+from tests.unit.device_agent.story import FETCHED, GATEWAY, PUMP, SETTINGS, SPARE, START, Story, of_kind, published
 
 LOST = Failure(Cause.LOST, str(GATEWAY), "closed")
 REFUSED = Failure(Cause.REFUSED, str(GATEWAY), "sslv3 alert certificate revoked")
@@ -261,3 +263,39 @@ def test_the_state_names_the_broker_it_is_connected_to() -> None:
     story.go_online()
     assert isinstance(story.state.link, Online)
     assert "connected to gateway.local:8883" in describe(story.state, story.now()).message
+
+
+def test_the_fleet_can_spread_its_return() -> None:
+    """Ten thousand devices would come back within the second in which a broker restarts."""
+    story = Story(chance=0.5)
+    story.go_online()
+    story.feed(_control(300))
+    story.feed(Disconnected(1, LOST))
+    assert 150 == _pause(story)
+    story.seconds += 150
+    story.feed(Tick(), FETCHED)
+    story.feed(Disconnected(2, LOST))
+    assert 1 == _pause(story), "who failed once is spread already"
+
+
+@pytest.mark.parametrize("seconds", [1e9, 3_601])
+def test_no_word_of_the_fleet_keeps_a_device_away_for_more_than_an_hour(seconds: float) -> None:
+    """One mistyped number would take every device offline for years."""
+    story = Story(chance=0.999)
+    story.go_online()
+    story.feed(_control(seconds))
+    story.feed(Disconnected(1, LOST))
+    assert _pause(story) < 3_600
+
+
+@pytest.mark.parametrize("payload", [b"{}", b"x", b'{"v":1,"id":"pump-08","ts":"2026-11-21T08:00:00Z"}'])
+def test_a_control_that_is_none_is_set_aside(payload: bytes) -> None:
+    """It would come again for ever, or end the agent."""
+    story = Story()
+    story.go_online()
+    story.feed(Arrived(1, 9, "devices/pump-07/down/control", payload))
+    assert (1, 0.0) == (story.state.set_aside, story.state.spread_seconds)
+
+
+def _control(seconds: float) -> Arrived:
+    return Arrived(1, 9, "devices/pump-07/down/control", ControlMessage(PUMP, START, seconds).encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from device_agent.core.connection import GOODBYE_SECONDS
 from device_agent.core.effects import Log, OpenSpool, Publish, ReadSpool, SaveJournal, WriteSpool
@@ -27,7 +28,7 @@ from device_agent.journal import Phase
 from device_agent.outbox import MAX_MESSAGES, WINDOW
 from device_agent.requests import PublishEvent, PublishTelemetry, ReportResult
 from fleet.messages import ResultState
-from tests.unit.device_agent.story import FETCHED, Story, of_kind, published
+from tests.unit.device_agent.story import FETCHED, SETTINGS, Story, of_kind, published
 
 LOST = Failure(Cause.LOST)
 FULL = "database or disk is full"
@@ -42,7 +43,7 @@ def measure(story: Story, count: int = 1, size: int = 10, qos: int = 0) -> list[
 
 def offline(bounds: Bounds | None = None) -> Story:
     """An agent with an application and no broker."""
-    story = Story(bounds=bounds or Bounds())
+    story = Story(settings=replace(SETTINGS, bounds=bounds or Bounds()))
     story.feed(Started(), AppJoined(1), Disconnected(1, LOST))
     return story
 

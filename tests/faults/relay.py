@@ -1,0 +1,96 @@
+"""A TCP relay that can stop forwarding: what a dead mobile link looks like from both of its ends."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import threading
+from types import TracebackType
+from typing import Self
+
+_CHUNK_BYTES = 65_536
+
+
+class Relay:
+    """Forwards from a free port to `target`. While frozen it accepts and is silent: nobody is told of anything."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self._target = target
+        self._selector = selectors.DefaultSelector()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._is_frozen = self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
+
+    @property
+    def port(self) -> int:
+        return int(self._listener.getsockname()[1])
+
+    def freeze(self) -> None:
+        self._is_frozen = True
+        self._wake_out.send(b"\0")
+
+    def thaw(self) -> None:
+        """New connections are forwarded again; those from before stay as dead as they are."""
+        self._is_frozen = False
+        self._wake_out.send(b"\0")
+
+    def __enter__(self) -> Self:
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._wake_in, selectors.EVENT_READ)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_closing = True
+        self._wake_out.send(b"\0")
+        self._thread.join(5)
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+        for each in (self._listener, self._wake_in, self._wake_out):
+            each.close()
+        self._selector.close()
+
+    def _run(self) -> None:
+        while not self._is_closing:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._wake_in:
+                    self._wake_in.recv(_CHUNK_BYTES)
+                elif key.fileobj is self._listener:
+                    self._accept()
+                elif isinstance(key.fileobj, socket.socket) and isinstance(key.data, socket.socket):
+                    self._forward(key.fileobj, key.data)
+
+    def _accept(self) -> None:
+        near, _ = self._listener.accept()
+        try:
+            far = socket.create_connection(self._target, timeout=5)
+        except OSError:
+            near.close()
+            return
+        self._selector.register(near, selectors.EVENT_READ, far)
+        self._selector.register(far, selectors.EVENT_READ, near)
+
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        """What was read while frozen is gone, as on a link that loses it; an end is not passed on then either."""
+        with contextlib.suppress(OSError):
+            data = source.recv(_CHUNK_BYTES)
+            if self._is_frozen:
+                if not data:
+                    self._selector.unregister(source)
+                    source.close()
+                return
+            if data:
+                target.sendall(data)
+                return
+        self._end(source, target)
+
+    def _end(self, *sockets: socket.socket) -> None:
+        for each in sockets:
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(each)
+            each.close()
