@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         ("join", "make a key and have it certified: once for a device", _add_join),
         ("run", "stay connected, and serve the applications on this device", _add_run),
         ("status", "say who this device is and whether it is connected, and why not", _add_status),
+        ("doctor", "look at all that may keep this device offline, and say what to do", _add_doctor),
         ("explain", "connect, and print the mutual TLS conversation step by step", None),
     ):
         verb = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
@@ -125,6 +126,11 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how to print it")
 
 
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how to print it")
+    parser.add_argument("--bundle", type=Path, metavar="FILE", help="a tarball for whoever helps; no secret is in it")
+
+
 def _home(options: argparse.Namespace) -> Path:
     """--home, else DEVICE_AGENT_HOME, else the system's place if it can be written, else the user's."""
     named = options.home or os.environ.get("DEVICE_AGENT_HOME")
@@ -136,7 +142,7 @@ def _home(options: argparse.Namespace) -> Path:
 
 
 def _dispatch(options: argparse.Namespace) -> int:
-    verbs = {"join": _join, "run": _run, "status": _status, "explain": _explain}
+    verbs = {"join": _join, "run": _run, "status": _status, "doctor": _doctor, "explain": _explain}
     return verbs[options.verb](options, AgentHome(_home(options)))
 
 
@@ -284,6 +290,20 @@ def _status(options: argparse.Namespace, home: AgentHome) -> int:
     role = store.credential().role.value
     print(status.as_json(fields) if options.output == "json" else status.as_table(fields, role, datetime.now(UTC)))
     return 0
+
+
+def _doctor(options: argparse.Namespace, home: AgentHome) -> int:
+    from device_agent import bundle, doctor, status
+
+    now, store = datetime.now(UTC), Store(home, PosixDisk())
+    findings = doctor.Doctor(home, store, now, time.monotonic).examine()
+    listed = [finding.fields() for finding in findings]
+    print(json.dumps(listed, indent=2) if options.output == "json" else "\n".join(doctor.as_lines(findings)))
+    if options.bundle is not None:
+        facts = {"doctor": listed, "status": status.whatever_is_known(home, store)}
+        bundle.write_bundle(options.bundle, home, doctor.public_files(home), facts, device_agent.__version__, now)
+        print(f"written: {options.bundle}", file=sys.stderr)
+    return 0 if doctor.is_well(findings) else 1
 
 
 def _explain(options: argparse.Namespace, home: AgentHome) -> int:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from device_agent.application import short_path, socket_path
 from device_agent.store import Store
 from fleet import messages
-from fleet.errors import InvalidInput, TimedOut, printable
+from fleet.errors import FleetError, InvalidInput, TimedOut, printable
 from fleet.layout import AgentHome, Credential
 from fleet.messages import format_time, parse_time
 
@@ -28,6 +28,14 @@ def read_status(home: AgentHome, store: Store) -> dict[str, Any]:
         return _status_of(credential)
     except (OSError, InvalidInput) as error:
         raise TimedOut(f"the agent does not answer: {error}", hint="restart it: device-agent run") from error
+
+
+def whatever_is_known(home: AgentHome, store: Store) -> dict[str, Any]:
+    """As `read_status`, and never an error."""
+    try:
+        return read_status(home, store)
+    except FleetError as error:
+        return {"state": "unknown", "words": error.message, "hint": error.hint}
 
 
 def ask_agent(home: AgentHome) -> dict[str, Any]:
@@ -49,6 +57,7 @@ def _status_of(credential: Credential) -> dict[str, Any]:
         "type": "status",
         "device": str(credential.device),
         "state": "not-running",
+        "code": "agent-not-running",
         "words": "the agent is not running",
         "hint": "start it: device-agent run",
         "serial": str(credential.serial),
@@ -65,6 +74,7 @@ def as_table(fields: dict[str, Any], role: str, now: datetime) -> str:
     rows = [
         ("device", f"{fields['device']} ({role})"),
         ("state", fields["state"]),
+        ("code", "" if fields.get("code") == "ok" else fields.get("code")),
         ("", fields["words"]),
         ("do", fields.get("hint")),
         ("certificate", f"{fields['serial']}, {_expiry(parse_time(fields['not_after']), now)}"),

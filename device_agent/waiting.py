@@ -64,6 +64,7 @@ class Note:
         return {
             "device": str(self.device),
             "state": "waiting-for-approval",
+            "code": "waiting-for-approval",
             "words": self.words.partition("\n")[0],
             "hint": self.words.partition("hint: ")[2],
             "url": self.url,

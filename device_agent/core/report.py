@@ -27,6 +27,13 @@ def state_name(state: State) -> str:
             assert_never(state.link)
 
 
+def code(state: State) -> str:
+    """What is the matter, for programs: `ok`, `connecting`, or the cause of the last failure."""
+    if isinstance(state.link, Online):
+        return "ok"
+    return state.failure.cause.value if state.failure else "connecting"
+
+
 def describe(state: State, moment: Moment) -> Words:
     """What a person wants to know of the connection, and what to do about it."""
     if isinstance(state.link, Online):
@@ -48,6 +55,7 @@ def status_line(state: State, moment: Moment) -> dict[str, Any]:
         "type": "status",
         "device": str(settings.device),
         "state": state_name(state),
+        "code": code(state),
         "words": said.message,
         "hint": said.hint,
         "broker": broker,
