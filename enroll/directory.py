@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from enroll.commits import Commits
@@ -41,6 +41,15 @@ def position_of(query: Mapping[str, str]) -> Position:
 
 
 @dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """A snapshot of the feed as of `seq` that is under way: all up to the id `after` was sent."""
+
+    feed: str
+    seq: int
+    after: DeviceId | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DirectoryFeed:
     """Feeds of one registry. Reads run in `executor`, so that a large snapshot keeps nobody waiting."""
 
@@ -51,10 +60,11 @@ class DirectoryFeed:
     async def follow(self, serial: Serial, position: Position) -> AsyncGenerator[bytes]:
         """Lines for the broker that holds `serial`, in chunks, until it is no longer admitted or the service stops."""
         loop = asyncio.get_running_loop()
+        reached: Position | _Snapshot = position
         try:
             while not self.commits.is_over:
                 changed = self.commits.next
-                chunk, position, is_whole = await loop.run_in_executor(self.executor, self._read, serial, position)
+                chunk, reached, is_whole = await loop.run_in_executor(self.executor, self._read, serial, reached)
                 yield chunk
                 if is_whole:
                     with contextlib.suppress(TimeoutError):
@@ -64,19 +74,33 @@ class DirectoryFeed:
         except RegistryUnavailable as error:  # the broker comes back, and goes on where it was
             _log.warning(event("feed.interrupted", serial=serial, reason=error))
 
-    def _read(self, serial: Serial, position: Position) -> tuple[bytes, Position, bool]:
-        """The next chunk, the position behind it, and whether that is the present."""
+    def _read(self, serial: Serial, at: Position | _Snapshot) -> tuple[bytes, Position | _Snapshot, bool]:
+        """The next chunk, how far that is, and whether that is the present."""
         with self.registry.read() as transaction:
             check_broker(transaction, serial)
             present, head = feed.feed_id(transaction), feed.head(transaction)
-            if position.feed != present or position.seq > head:
-                lines = b"".join(_snapshot(transaction, present, head))
-                return lines, Position(present, head), True
-            entries = feed.changes(transaction, position.seq, _BATCH)
-            is_whole = len(entries) < _BATCH
-            reached = head if is_whole else entries[-1].seq
-            lines = b"".join(map(directory.encode, entries))
-            return lines + directory.encode(Current(present, reached)), Position(present, reached), is_whole
+            if at.feed != present or (isinstance(at, Position) and at.seq > head):
+                at = _Snapshot(present, head)
+            if isinstance(at, _Snapshot):
+                return _page(transaction, at, head)
+            changes = feed.changes(transaction, at.seq, _BATCH)
+            lines = b"".join(map(directory.encode, changes.entries))
+            reached = head if changes.is_all else changes.reached
+            return lines + directory.encode(Current(present, reached)), Position(present, reached), changes.is_all
+
+
+def _page(transaction: Transaction, at: _Snapshot, head: int) -> tuple[bytes, Position | _Snapshot, bool]:
+    """A page of a snapshot, each in a transaction of its own: a slow broker holds up no checkpoint of the registry.
+
+    What changes meanwhile comes again, behind the snapshot; an entry that is newer than its snapshot is right, too.
+    """
+    entries = feed.page(transaction, at.after)
+    lines = b"".join(map(directory.encode, entries))
+    if at.after is None:
+        lines = directory.encode(SnapshotStart(at.feed, at.seq)) + lines
+    if len(entries) == feed.PAGE_ENTRIES:
+        return lines, replace(at, after=entries[-1].principal.id), False
+    return lines + directory.encode(Current(at.feed, at.seq)), Position(at.feed, at.seq), at.seq == head
 
 
 def check_broker(transaction: Transaction, serial: Serial) -> None:
@@ -84,12 +108,3 @@ def check_broker(transaction: Transaction, serial: Serial) -> None:
     principal = admit(transaction, serial).record.principal
     if principal.role is not Role.BROKER:
         raise Denied(f"{principal} may not read the directory", hint="it is for brokers")
-
-
-def _snapshot(transaction: Transaction, feed_id: str, head: int) -> Iterator[bytes]:
-    yield directory.encode(SnapshotStart(feed_id, head))
-    after: DeviceId | None = None
-    while page := feed.page(transaction, after):
-        yield from map(directory.encode, page)
-        after = page[-1].principal.id
-    yield directory.encode(Current(feed_id, head))

@@ -19,16 +19,17 @@ _SERVER = "(server)"
 
 def list_(
     device: Annotated[str | None, typer.Option(metavar="ID", help="Only of this id.", show_default="all")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, metavar="N", help="The newest N of all.")] = 1000,
     output: OutputOption = Output.TABLE,
     home: HomeOption = None,
 ) -> None:
-    """List certificates, oldest first."""
+    """List the newest certificates, oldest first."""
     from enroll.registry import identity, overview
 
     owner, moment = None if device is None else DeviceId(device), now()
     with open_registry(admin_home(home)) as registry, registry.read() as transaction:
         if owner is None:
-            found = overview.all_certificates(transaction)
+            found = overview.newest_certificates(transaction, limit)
         elif identity.find_principal(transaction, owner) is None:
             raise NotFound(f"there is no {owner}", hint="enroll device list")
         else:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,30 +22,96 @@ from enroll.cli.options import (
     open_registry,
     user,
 )
-from enroll.cli.output import Row, ago, ahead, minute, print_one, print_rows, say, time_or_none
+from enroll.cli.output import Row, ago, ahead, minute, print_one, print_pages, say, time_or_none
 from enroll.cli.token import parse_role
-from fleet.errors import NotFound
-from fleet.identity import DeviceId
+from fleet.errors import InvalidInput, NotFound
+from fleet.identity import DeviceId, Role, State
 
 if TYPE_CHECKING:
-    from enroll.registry.overview import Summary
+    from enroll.registry import Registry
+    from enroll.registry.overview import Filter, Summary
+
+_PAGE = 500
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Its id.")]
 
 
 def list_(
     role: Annotated[str | None, typer.Option(metavar="ROLE", help="Only these.", show_default="all")] = None,
+    state: Annotated[str | None, typer.Option(metavar="STATE", help="active, suspended or revoked.")] = None,
+    group: Annotated[str | None, typer.Option(metavar="G", help="Only those in the group.")] = None,
+    online: Annotated[
+        bool | None, typer.Option("--online/--offline", help="Only those that are, or were and are not.")
+    ] = None,
+    match: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only ids like this: 'pump-*'.")] = None,
+    after: Annotated[str | None, typer.Option(metavar="ID", help="Begin behind this id.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, metavar="N", help="At most so many.")] = 1000,
     output: OutputOption = Output.TABLE,
     home: HomeOption = None,
 ) -> None:
-    """List them: who is online, whose certificate ends."""
-    from enroll.registry import overview
+    """List them by id: who is online, whose certificate ends."""
+    from enroll.registry.overview import Filter
 
-    wanted, moment = None if role is None else parse_role(role), now()
-    with open_registry(admin_home(home)) as registry, registry.read() as transaction:
-        rows = [_row(summary, moment) for summary in overview.summaries(transaction, wanted)]
-    headers = ("ID", "ROLE", "STATE", "ONLINE", "LAST-SEEN", "EXPIRES")
-    print_rows(output, headers, rows, nothing="there are no devices yet: enroll token create lets the first one in")
+    wanted = Filter(
+        None if role is None else parse_role(role),
+        None if state is None else _parse_state(state),
+        group,
+        online,
+        None if match is None else _parse_pattern(match),
+    )
+    begin = None if after is None else DeviceId(after)
+    with open_registry(admin_home(home)) as registry:
+        listing = _Listing(registry, wanted, begin, limit, now())
+        headers = ("ID", "ROLE", "STATE", "ONLINE", "LAST-SEEN", "EXPIRES")
+        print_pages(output, headers, listing.pages(), nothing=_nothing(wanted, begin))
+    if listing.has_more:
+        say(f"there are more: --after {listing.last}")
+
+
+@dataclass(slots=True)
+class _Listing:
+    """Pages of devices, each read for itself; behind them `last` is the last id, and whether there are more."""
+
+    registry: Registry
+    wanted: Filter
+    last: DeviceId | None
+    left: int
+    moment: datetime
+    has_more: bool = False
+
+    def pages(self) -> Iterator[list[Row]]:
+        from enroll.registry import overview
+
+        while True:
+            size = min(self.left, _PAGE)
+            with self.registry.read() as transaction:
+                page = overview.page(transaction, self.wanted, self.last, size + 1)
+            self.has_more = len(page) > size
+            if page[:size]:
+                self.last = page[:size][-1].record.id
+                yield [_row(summary, self.moment) for summary in page[:size]]
+            self.left -= size
+            if not self.has_more or not self.left:
+                return
+
+
+def _nothing(wanted: Filter, begin: DeviceId | None) -> str:
+    if begin is None and wanted in (type(wanted)(), type(wanted)(Role.DEVICE)):
+        return "there are no devices yet: enroll token create lets the first one in"
+    return "there are none of these"
+
+
+def _parse_state(text: str) -> State:
+    try:
+        return State(text)
+    except ValueError as error:
+        raise InvalidInput(f"{text[:40]!r} is not a state", hint=f"one of {', '.join(State)}") from error
+
+
+def _parse_pattern(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_*-]{1,64}", text):
+        raise InvalidInput(f"{text[:80]!r} is not a pattern of ids", hint="use a-z, 0-9, _, - and *: 'pump-*'")
+    return text
 
 
 def _row(summary: Summary, moment: datetime) -> Row:

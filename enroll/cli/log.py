@@ -18,12 +18,10 @@ def list_(
     home: HomeOption = None,
 ) -> None:
     """List the newest entries, oldest first."""
-    from collections import deque
-
     from enroll.registry import log
 
     with open_registry(admin_home(home)) as registry, registry.read() as transaction:
-        newest = deque(log.entries(transaction), maxlen=limit)
+        newest = log.newest(transaction, limit)
     rows = []
     for entry in newest:
         fields = json.loads(entry.fields)

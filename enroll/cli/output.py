@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from textwrap import indent
 from typing import Any, assert_never
 
 from enroll.cli.options import Output
@@ -45,6 +46,26 @@ def print_rows(output: Output, headers: Sequence[str], rows: Sequence[Row], *, n
                 say(nothing)
         case _:
             assert_never(output)
+
+
+def print_pages(output: Output, headers: Sequence[str], pages: Iterable[Sequence[Row]], *, nothing: str) -> None:
+    """A list of any length in the memory of a page; a table's columns are as wide as each page needs."""
+    count = 0
+    for page in pages:
+        match output:
+            case Output.JSON:
+                for row in page:
+                    print(",\n" if count else "[\n", indent(json.dumps(row.fields, indent=2), "  "), sep="", end="")
+                    count += 1
+            case Output.NAME | Output.TABLE:
+                print_rows(output, () if count else headers, page, nothing="")
+                count += len(page)
+            case _:
+                assert_never(output)
+    if output is Output.JSON:
+        print("\n]" if count else "[]")
+    elif output is Output.TABLE and not count:
+        say(nothing)
 
 
 def print_one(output: Output, row: Row, labels: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
@@ -11,11 +11,8 @@ import typer
 from enroll.cli.options import HomeOption, admin_home, open_registry
 from enroll.cli.output import table
 from fleet.errors import FleetError, InvalidInput, Unreachable
-from fleet.identity import Role, Server, is_server
+from fleet.identity import Server, is_server
 from fleet.layout import AdminHome, decode_run_file
-
-if TYPE_CHECKING:
-    from enroll.registry.overview import Summary
 
 _SECONDS = 5.0
 
@@ -35,27 +32,21 @@ def status(
         raise InvalidInput(f"{output[:40]!r} is not an output", hint="table or json")
     at = admin_home(home)
     with open_registry(at) as registry, registry.read() as transaction:
-        devices, counts = overview.summaries(transaction, Role.DEVICE), overview.command_counts(transaction)
+        devices, commands = overview.counts(transaction), overview.command_counts(transaction)
     servers = {server: _probe(at, server) for server in Server}
     fields: dict[str, Any] = {
         "trust_domain": read_config(at).trust_domain,
         "home": str(at.path),
         "service": servers[Server.ENROLL],
         "broker": servers[Server.BROKER],
-        "devices": _count(devices),
-        "commands": counts,
+        "devices": devices,
+        "commands": commands,
     }
     print(json.dumps(fields, indent=2) if output == "json" else _table(fields))
     away = [server.value for server, found in servers.items() if not found["answers"]]
     if away:
         hint = "; ".join(f"{'enroll' if name == 'enroll' else 'broker'} serve" for name in away)
         raise Unreachable(f"no answer from: {', '.join(away)}", hint=hint)
-
-
-def _count(devices: list[Summary]) -> dict[str, int]:
-    states = [summary.record.state.value for summary in devices]
-    online = sum(summary.presence is not None and summary.presence.is_online for summary in devices)
-    return {"known": len(devices), "online": online} | {state: states.count(state) for state in sorted(set(states))}
 
 
 def _table(fields: dict[str, Any]) -> str:

@@ -201,8 +201,12 @@ def ahead_of(record: TokenRecord) -> str:
     return f"until {record.expires_at:%Y-%m-%d %H:%M} UTC"
 
 
-def list_(output: OutputOption = Output.TABLE, home: HomeOption = None) -> None:
-    """List tokens. Their secrets are stored nowhere."""
+def list_(
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, metavar="N", help="The newest N.")] = 1000,
+    output: OutputOption = Output.TABLE,
+    home: HomeOption = None,
+) -> None:
+    """List the newest tokens, oldest first. Their secrets are stored nowhere."""
     from enroll.service import tokens
 
     moment = now()
@@ -221,7 +225,7 @@ def list_(output: OutputOption = Output.TABLE, home: HomeOption = None) -> None:
                     _state(record),
                 ),
             )
-            for record in tokens(registry)
+            for record in tokens(registry, limit)
         ]
     print_rows(output, ("ID", "FOR", "ROLE", "FROM", "USES", "EXPIRES", "STATE"), rows, nothing="there are no tokens")
 
@@ -276,11 +280,11 @@ def revoke(
 
 def _revoke_enrolled(registry: Registry, id: str, expected: int) -> None:
     """Batch by batch: a fleet goes on while its stolen part is cut off."""
-    from enroll.service import revoke_some_enrolled
+    from enroll.service import revoke_enrolled
 
     count = 0
     with progress("revoked", expected) as advance:
-        while some := revoke_some_enrolled(registry, id, by=user(), now=now()):
+        for some in revoke_enrolled(registry, id, by=user(), now=now()):
             print("\n".join(some))
             count += len(some)
             advance(len(some))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import Connection, Integer, bindparam, func, insert, select
@@ -29,10 +30,9 @@ _SERIALS = select(certificates.c.principal, certificates.c.serial).where(IS_LIVE
 _ANNOUNCE = Statement(insert(outbox).values(principal=bindparam("principal")).returning(outbox.c.seq))
 _HEAD = Statement(select(_LAST))
 _CHANGED = Statement(
-    select(outbox.c.principal)
+    select(outbox.c.seq, outbox.c.principal)
     .where(outbox.c.seq > bindparam("after"))
-    .group_by(outbox.c.principal)
-    .order_by(func.max(outbox.c.seq))
+    .order_by(outbox.c.seq)
     .limit(bindparam("limit", type_=Integer))
 )
 _ENTRY_OF = Statement(_ENTRY.where(principals.c.id == bindparam("of")))
@@ -75,11 +75,25 @@ def head(transaction: Connection) -> int:
     return int(row[0])
 
 
-def changes(transaction: Connection, after: int, limit: int) -> list[Entry]:
-    """The present entries of up to `limit` principals that changed after `after`, in order of their last change."""
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """The present entries of those who changed up to `reached`, in order of their last change; `is_all` up to now."""
+
+    entries: list[Entry]
+    reached: int
+    is_all: bool
+
+
+def changes(transaction: Connection, after: int, limit: int) -> Changes:
+    """Who changed after `after`, as up to `limit` changes tell: one that came often stands there once.
+
+    A follower that is a million changes behind costs as many rows, not their square.
+    """
     changed = _CHANGED.all(transaction, after=after, limit=limit)
-    found = (entry_of(transaction, DeviceId(principal)) for (principal,) in changed)
-    return [entry for entry in found if entry is not None]
+    last = {DeviceId(principal): seq for seq, principal in changed}
+    found = (entry_of(transaction, principal) for principal in sorted(last, key=last.__getitem__))
+    entries = [entry for entry in found if entry is not None]
+    return Changes(entries, changed[-1][0] if changed else after, len(changed) < limit)
 
 
 def entry_of(transaction: Connection, id: DeviceId) -> Entry | None:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
 
 from enroll.registry.records import LIVE, CertificateRecord, CertificateState, Intent, PrincipalRecord
-from enroll.registry.schema import certificates, keys, principals
+from enroll.registry.schema import certificates, keys, memberships, principals
 from enroll.registry.statement import Row, Statement, insert_into
 from fleet.identity import DeviceId, Principal, Role, Serial, State
 
@@ -50,6 +50,10 @@ _UPDATE_PRINCIPAL = Statement(
     update(principals)
     .where(principals.c.id == bindparam("of"))
     .values({name: bindparam(name) for name in ("state", "epoch", "groups")})
+)
+_JOIN = insert_into(memberships, "name", "principal")
+_LEAVE = Statement(
+    delete(memberships).where(memberships.c.name == bindparam("name"), memberships.c.principal == bindparam("of"))
 )
 _CERTIFICATE_BY_SERIAL = Statement(_CERTIFICATE.where(certificates.c.serial == bindparam("serial")))
 _CERTIFICATE_BY_NUMBER = Statement(_CERTIFICATE.where(certificates.c.number == bindparam("of")))
@@ -98,10 +102,13 @@ def add_principal(transaction: Connection, record: PrincipalRecord) -> None:
         groups=encode_names(record.groups),
         created_at=record.created_at,
     )
+    _regroup(transaction, record.id, (), record.groups)
 
 
 def update_principal(transaction: Connection, record: PrincipalRecord) -> None:
     """Store the state, epoch and groups of a principal that is there; its role never changes."""
+    before = find_principal(transaction, record.id)
+    _regroup(transaction, record.id, () if before is None else before.groups, record.groups)
     _UPDATE_PRINCIPAL.run(
         transaction,
         of=record.id,
@@ -109,6 +116,13 @@ def update_principal(transaction: Connection, record: PrincipalRecord) -> None:
         epoch=record.epoch,
         groups=encode_names(record.groups),
     )
+
+
+def _regroup(transaction: Connection, id: DeviceId, before: Sequence[str], after: Sequence[str]) -> None:
+    for name in set(before) - set(after):
+        _LEAVE.run(transaction, of=id, name=name)
+    for name in set(after) - set(before):
+        _JOIN.run(transaction, name=name, principal=id)
 
 
 def is_key_known(transaction: Connection, key: bytes) -> bool:

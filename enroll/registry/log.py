@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Integer, bindparam, select
 
 from enroll.registry.records import AuditRecord
 from enroll.registry.schema import audit
@@ -13,7 +13,9 @@ from enroll.registry.statement import Statement, insert_into
 
 _APPEND = insert_into(audit, "at", "event", "fields", "digest")
 _LAST = Statement(select(audit.c.digest).order_by(audit.c.seq.desc()).limit(1))
-_ALL = Statement(select(audit.c.seq, audit.c.at, audit.c.event, audit.c.fields, audit.c.digest).order_by(audit.c.seq))
+_ENTRY = select(audit.c.seq, audit.c.at, audit.c.event, audit.c.fields, audit.c.digest)
+_ALL = Statement(_ENTRY.order_by(audit.c.seq))
+_NEWEST = Statement(_ENTRY.order_by(audit.c.seq.desc()).limit(bindparam("limit", type_=Integer)))
 
 
 def last_digest(transaction: Connection) -> bytes | None:
@@ -31,3 +33,8 @@ def entries(transaction: Connection) -> Iterator[AuditRecord]:
     """Every entry, oldest first."""
     for row in _ALL.each(transaction):
         yield AuditRecord(*row)
+
+
+def newest(transaction: Connection, limit: int) -> list[AuditRecord]:
+    """The `limit` newest entries, oldest first."""
+    return [AuditRecord(*row) for row in _NEWEST.all(transaction, limit=limit)][::-1]

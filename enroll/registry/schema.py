@@ -26,6 +26,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 
 metadata: Final = MetaData(
@@ -73,9 +74,20 @@ principals: Final = Table(
     Column("groups", Text, nullable=False),  # a JSON list of names
     Column("created_at", Instant, nullable=False),
     CheckConstraint("epoch >= 1", name="epoch"),
+    Index(None, "state", sqlite_where=text("state != 'active'"), postgresql_where=text("state != 'active'")),
+    Index(None, "role", sqlite_where=text("role != 'device'"), postgresql_where=text("role != 'device'")),
     sqlite_with_rowid=False,
 )
 """Whoever holds a client certificate. An id keeps its role for ever; `epoch` counts enrolments by token."""
+
+memberships: Final = Table(
+    "memberships",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("principal", ForeignKey("principals.id"), primary_key=True),
+    sqlite_with_rowid=False,
+)
+"""Who is in which group: what `principals.groups` says, to be asked the other way round."""
 
 keys: Final = Table(
     "keys",
@@ -130,6 +142,8 @@ tokens: Final = Table(
     Column("approval", String(8), nullable=False, server_default="auto"),
     CheckConstraint("uses_left >= 0 AND uses_left <= uses", name="uses"),
     CheckConstraint("(device IS NULL) != (pattern IS NULL)", name="names"),
+    Index(None, "device"),
+    Index(None, "created_at"),
     sqlite_with_rowid=False,
 )
 """Enrolment tokens; of the secret only its digest."""
@@ -227,6 +241,7 @@ presence: Final = Table(
     Column("agent", Text, nullable=False),
     Column("changed_at", Instant, nullable=False),
     Column("last_seen", Instant, nullable=False),
+    Index(None, "online", "principal"),
 )
 """Who is connected, as dispatch heard. `last_seen` moves with each status, hello and result, not with telemetry."""
 

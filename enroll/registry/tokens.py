@@ -20,7 +20,7 @@ _COLUMNS = (
 )
 _TOKEN = select(*(tokens.c[name] for name in _COLUMNS))
 _TOKEN_BY_ID = Statement(_TOKEN.where(tokens.c.id == bindparam("of")))
-_TOKENS = Statement(_TOKEN.order_by(tokens.c.created_at, tokens.c.id))
+_NEWEST = Statement(_TOKEN.order_by(tokens.c.created_at.desc()).limit(bindparam("limit", type_=Integer)))
 _ADD = insert_into(tokens, *_COLUMNS)
 _REDEEM = Statement(
     update(tokens)
@@ -43,16 +43,17 @@ _REVOKE_REPLACING = Statement(
     .values(revoked_at=bindparam("now"))
 )
 _ENROLLED: Final = (
-    select(certificates.c.principal)
+    select(certificates.c.principal, requests.c.key)
     .select_from(requests)
     .join(certificates, certificates.c.number == requests.c.certificate)
     .join(principals, principals.c.id == certificates.c.principal)
     .where(
         requests.c.token == bindparam("of"),
+        requests.c.key > bindparam("after"),
         principals.c.epoch == certificates.c.epoch,
         principals.c.state != State.REVOKED.value,
     )
-    .order_by(certificates.c.principal)
+    .order_by(requests.c.key)
 )
 """Whom a token let in, but for those that were given a new identity since, and those that are out for good."""
 _ENROLLED_BY = Statement(_ENROLLED.limit(bindparam("limit", type_=Integer)))
@@ -95,9 +96,9 @@ def find_token(transaction: Connection, id: str) -> TokenRecord | None:
     return None if row is None else _token(row)
 
 
-def list_tokens(transaction: Connection) -> list[TokenRecord]:
-    """Every token, oldest first."""
-    return [_token(row) for row in _TOKENS.all(transaction)]
+def newest_tokens(transaction: Connection, limit: int) -> list[TokenRecord]:
+    """The `limit` tokens that were made last, oldest first."""
+    return [_token(row) for row in _NEWEST.all(transaction, limit=limit)][::-1]
 
 
 def redeem(transaction: Connection, id: str, now: datetime) -> bool:
@@ -120,9 +121,13 @@ def record_redemption(transaction: Connection, token: str, key: bytes, certifica
     _RECORD_REDEMPTION.run(transaction, token=token, key=key, certificate=certificate, created_at=now)
 
 
-def enrolled_by(transaction: Connection, id: str, limit: int) -> list[DeviceId]:
-    """Up to `limit` principals, by id, that hold the identity which the token gave them and are not revoked."""
-    return [DeviceId(name) for (name,) in _ENROLLED_BY.all(transaction, of=id, limit=limit)]
+def enrolled_by(transaction: Connection, id: str, after: bytes, limit: int) -> list[tuple[DeviceId, bytes]]:
+    """Up to `limit` principals that hold the identity which the token gave them and are not revoked.
+
+    With the key that the token certified, in whose order they come: those whose key is above `after`.
+    """
+    found = _ENROLLED_BY.all(transaction, of=id, after=after, limit=limit)
+    return [(DeviceId(name), bytes(key)) for name, key in found]
 
 
 def redemptions(transaction: Connection) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """What admins and devices can do with the fleet: each use case is one transaction, done whole or not at all.
 
 `administration`  principals, show, suspend, resume, revoke
-`invitations`     invite, invite_all, check_orders, find_token, revoke_token, enrolled_by, revoke_some_enrolled, tokens
+`invitations`     invite, invite_all, check_orders, find_token, revoke_token, enrolled_by, revoke_enrolled, tokens
 `decisions`       requests, find_request, check_approvable, approve, deny
 `manufacturers`   add_manufacturer, remove_manufacturer, trusted_manufacturers; add_claims, claims, remove_claim, ...
 `enrolment`       Enrolment: enrol, pair, claim, reenrol (needs the CA; the others do not)
@@ -21,7 +21,7 @@ from enroll.service.invitations import (
     find_token,
     invite,
     invite_all,
-    revoke_some_enrolled,
+    revoke_enrolled,
     revoke_token,
     tokens,
 )
@@ -77,7 +77,7 @@ __all__ = [
     "requests",
     "resume",
     "revoke",
-    "revoke_some_enrolled",
+    "revoke_enrolled",
     "revoke_token",
     "show",
     "suspend",

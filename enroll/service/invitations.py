@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
@@ -116,25 +116,30 @@ def enrolled_by(registry: Registry, id: str) -> list[DeviceId]:
     """Whom the token let in, by id: those that still have that identity. Raises: NotFound."""
     with registry.read() as transaction:
         record = _find(transaction, id)
-        return token_rows.enrolled_by(transaction, id, record.uses)
+        return sorted(device for device, _ in token_rows.enrolled_by(transaction, id, b"", record.uses))
 
 
-def revoke_some_enrolled(registry: Registry, id: str, *, by: str, now: datetime) -> list[DeviceId]:
-    """Revoke up to REVOKED_AT_ONCE of those whom the token let in; none are left when the list is empty.
+def revoke_enrolled(registry: Registry, id: str, *, by: str, now: datetime) -> Iterator[list[DeviceId]]:
+    """Revoke whom the token let in, REVOKED_AT_ONCE in a transaction, and tell them. Revoke the token first.
 
-    Revoke the token first. Raises: RegistryUnavailable.
+    Raises: RegistryUnavailable.
     """
-    with registry.write() as transaction:
-        devices = token_rows.enrolled_by(transaction, id, REVOKED_AT_ONCE)
-        for device in devices:
-            administration.revoke_in(transaction, device, by=by, now=now)
-    return devices
+    after = b""
+    while True:
+        with registry.write() as transaction:
+            found = token_rows.enrolled_by(transaction, id, after, REVOKED_AT_ONCE)
+            for device, _ in found:
+                administration.revoke_in(transaction, device, by=by, now=now)
+        if not found:
+            return
+        yield [device for device, _ in found]
+        after = found[-1][1]
 
 
-def tokens(registry: Registry) -> list[TokenRecord]:
-    """Every token, oldest first."""
+def tokens(registry: Registry, limit: int = 1000) -> list[TokenRecord]:
+    """The `limit` tokens that were made last, oldest first."""
     with registry.read() as transaction:
-        return token_rows.list_tokens(transaction)
+        return token_rows.newest_tokens(transaction, limit)
 
 
 def _find(transaction: Transaction, id: str) -> TokenRecord:

@@ -130,7 +130,11 @@ def test_a_status_becomes_presence(home: AdminHome, service: Program, broker: Pr
     assert found is not None
     assert (True, "test") == (found.is_online, found.agent_version)
     with Registry.open(home.registry) as registry, registry.read() as transaction:
-        assert [PUMP] == [s.record.id for s in overview.summaries(transaction) if s.presence and s.presence.is_online]
+        assert [PUMP] == [
+            s.record.id
+            for s in overview.page(transaction, overview.EVERYBODY, None, 100)
+            if s.presence and s.presence.is_online
+        ]
 
 
 def test_a_command_waits_for_hello_and_its_result_is_kept(home: AdminHome, service: Program, broker: Program) -> None:

@@ -19,7 +19,7 @@ from fleet.directory import Current, Entry, SnapshotStart
 from fleet.errors import InvalidInput
 from fleet.identity import DeviceId, Serial, State
 from tests.deadlines import within
-from tests.fleets import NOW, Office
+from tests.fleets import NOW, Office, csr
 
 BEGIN = Position("", 0)
 
@@ -136,8 +136,6 @@ def test_a_revoked_broker_loses_its_stream(office: Office) -> None:
 def test_many_principals_come_in_pages_and_each_once(office: Office) -> None:
     """A large fleet's snapshot misses someone at a page's end."""
     token = office.invite(pattern="d*", uses=feed.PAGE_ENTRIES + 10)
-    from tests.fleets import csr
-
     names = [f"d{number}" for number in range(feed.PAGE_ENTRIES + 10)]
     for name in names:
         assert 200 == office.enrol(token, csr(name)).status
@@ -145,9 +143,34 @@ def test_many_principals_come_in_pages_and_each_once(office: Office) -> None:
     async def steps(source: DirectoryFeed) -> None:
         async with contextlib.aclosing(source.follow(broker_serial(office), BEGIN)) as chunks:
             lines = await read(chunks)
+            assert not any(isinstance(line, Current) for line in lines), "a snapshot of any size is one chunk"
+            lines += await read(chunks)
+        assert isinstance(lines[-1], Current)
         found = [line.principal.id for line in lines if isinstance(line, Entry)]
         assert sorted([*names, "admin", "broker", "dispatch"]) == sorted(found)
         assert all(line.serials for line in lines if isinstance(line, Entry))
+
+    following(office, steps)
+
+
+def test_what_changes_during_a_snapshot_comes_behind_it(office: Office) -> None:
+    """A device that is enrolled, or revoked, while a broker reads a large directory stays unknown there, or alive."""
+    token = office.invite(pattern="d*", uses=feed.PAGE_ENTRIES)
+    for number in range(feed.PAGE_ENTRIES):
+        office.enrol(token, csr(f"d{number:03}"))
+
+    async def steps(source: DirectoryFeed) -> None:
+        async with contextlib.aclosing(source.follow(broker_serial(office), BEGIN)) as chunks:
+            start, *_ = await read(chunks)
+            office.revoke("d000")  # on the page that was sent
+            office.enrolled("a-new-one")  # before it
+            *_, current = await read(chunks)
+            assert isinstance(start, SnapshotStart)
+            assert Current(start.feed, start.seq) == current
+            changes = [line for line in await read(chunks) if isinstance(line, Entry)]
+        assert [("d000", State.REVOKED), ("a-new-one", State.ACTIVE)] == [
+            (line.principal.id, line.state) for line in changes
+        ]
 
     following(office, steps)
 

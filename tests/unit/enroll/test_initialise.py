@@ -60,7 +60,7 @@ def test_the_first_principals_are_in_registry_outbox_and_audit(tmp_path: Path) -
     home = new_home(tmp_path / "fleet", NOW)
     with Registry.open(home.registry) as registry, registry.read() as transaction:
         records = identity.list_principals(transaction)
-        entries = feed.changes(transaction, 0, 100)
+        entries = feed.changes(transaction, 0, 100).entries
         assert first_broken(log.entries(transaction)) is None
         assert 10 == len(list(log.entries(transaction)))
     expected = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enroll.cli import output
-from enroll.cli.options import parse_duration
+from enroll.cli.options import Output, parse_duration
 from enroll.cli.send import parse_args
 from fleet.errors import InvalidInput
 
@@ -61,3 +62,19 @@ def test_arguments_are_an_object_or_refused(text: str) -> None:
     """A slip in the JSON would be a traceback."""
     with contextlib.suppress(InvalidInput):
         assert isinstance(parse_args(text), dict)
+
+
+@pytest.mark.parametrize(("count", "form"), [(0, "json"), (1, "json"), (5, "json"), (5, "name"), (5, "table")])
+def test_a_list_in_pages_reads_as_one(count: int, form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A program gets several JSON values, or a header between the rows."""
+    rows = [output.Row(f"d{n}", {"id": f"d{n}"}, (f"d{n}", "x")) for n in range(count)]
+    pages = [rows[at : at + 2] for at in range(0, count, 2)]
+    output.print_pages(Output(form), ("ID", "X"), pages, nothing="none")
+    printed = capsys.readouterr().out
+    match form:
+        case "json":
+            assert [row.fields for row in rows] == json.loads(printed)
+        case "name":
+            assert [row.name for row in rows] == printed.split()
+        case _:
+            assert [["ID", "X"], *(list(row.cells) for row in rows)] == [line.split() for line in printed.splitlines()]

@@ -1,0 +1,89 @@
+"""The end of a renewal: the successor is confirmed by whoever uses it, and its predecessor ends a little later."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from enroll import audit
+from enroll.registry import Registry, Transaction, endings, feed, identity
+from enroll.registry.records import LIVE, CertificateRecord, CertificateState
+from enroll.service.admission import Peer, admit
+from fleet.identity import DeviceId, Principal, Serial
+
+GRACE: Final = timedelta(minutes=10)
+"""How long a predecessor goes on: what else on the device has opened it (`mosquitto_pub`, a script) may finish."""
+_GRACE_OF_LIFE: Final = 10
+_ENDED_AT_ONCE: Final = 200  # a transaction keeps every device that enrols waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """A certificate is in use. `is_repeated`: that was known. `ends_at`: when its predecessor ends, if it has one."""
+
+    principal: Principal
+    serial: Serial
+    is_repeated: bool
+    ends_at: datetime | None
+
+
+def confirm(registry: Registry, serial: Serial, now: datetime) -> Confirmed:
+    """The holder of `serial` came with it, and wants it to be its only one soon. The same again changes nothing.
+
+    Raises: NotAdmitted, RegistryUnavailable.
+    """
+    with registry.write() as transaction:
+        peer = admit(transaction, serial)
+        others = identity.live_certificates_of(transaction, peer.record.id)
+        older = [each for each in others if each.generation < peer.certificate.generation]
+        is_repeated = peer.certificate.state is CertificateState.CONFIRMED
+        if not is_repeated:
+            _confirm(transaction, peer, older, now)
+        ends = [end for each in older if (end := endings.planned(transaction, each.serial)) is not None]
+        return Confirmed(peer.record.principal, serial, is_repeated, max(ends, default=None))
+
+
+def _confirm(transaction: Transaction, peer: Peer, older: list[CertificateRecord], now: datetime) -> None:
+    certificate = peer.certificate
+    identity.set_certificate_states(transaction, [certificate.serial], CertificateState.CONFIRMED)
+    for each in older:
+        endings.plan(transaction, each.serial, now + grace_of(each))
+    audit.record(
+        transaction,
+        now,
+        "certificate.confirmed",
+        principal=str(peer.record.principal),
+        serial=certificate.serial,
+        generation=certificate.generation,
+    )
+
+
+def grace_of(certificate: CertificateRecord) -> timedelta:
+    """How long it goes on beside its successor: GRACE, or a tenth of a short life."""
+    return min(GRACE, (certificate.not_after - certificate.not_before) / _GRACE_OF_LIFE)
+
+
+def end_due(registry: Registry, now: datetime) -> list[tuple[DeviceId, Serial]]:
+    """End the predecessors whose grace is over, and tell the brokers; those that were still good until now.
+
+    Raises: RegistryUnavailable.
+    """
+    with registry.read() as transaction:
+        first = endings.first(transaction)
+    if first is None or first > now:  # each write wakes every watcher of the registry
+        return []
+    with registry.write() as transaction:
+        found = [_end(transaction, serial, now) for serial in endings.due(transaction, now, _ENDED_AT_ONCE)]
+    return [each for each in found if each is not None]
+
+
+def _end(transaction: Transaction, serial: Serial, now: datetime) -> tuple[DeviceId, Serial] | None:
+    endings.done(transaction, serial)
+    certificate = identity.find_certificate(transaction, serial)
+    if certificate is None or certificate.principal is None or certificate.state not in LIVE:
+        return None
+    identity.set_certificate_states(transaction, [serial], CertificateState.SUPERSEDED)
+    feed.announce(transaction, certificate.principal)
+    audit.record(transaction, now, "certificate.superseded", principal=certificate.principal, serial=serial)
+    return certificate.principal, serial
