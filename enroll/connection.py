@@ -1,4 +1,4 @@
-"""One connection of the listener: a deadline for every step in which the service waits for its peer.
+"""One connection of a listener: a deadline for every step in which the service waits for its peer.
 
     handshake -> head -> [body] -> (work: no deadline, the service is at work) -> answer -> head ...
                    |        |                                                        |
@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
@@ -27,6 +27,7 @@ from fleet.logs import event
 _log = logging.getLogger(__name__)
 
 SERVER: Final = "enroll"
+_Response = TypeVar("_Response", bound=web.StreamResponse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Owner(Protocol):
 class Connection(RequestHandler):
     """One connection, from its handshake to its end."""
 
-    __slots__ = ("_deadline", "_limits", "_owner", "_slot", "_tls", "certificate")
+    __slots__ = ("_deadline", "_limits", "_owner", "_slot", "_stream", "certificate")
 
     def __init__(
         self, server: web.Server, loop: asyncio.AbstractEventLoop, limits: Limits, slot: Slot, owner: Owner
@@ -74,7 +75,7 @@ class Connection(RequestHandler):
         self._limits = limits
         self._slot = slot
         self._owner = owner
-        self._tls: asyncio.Transport | None = None
+        self._stream: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self.certificate: bytes | None = None
 
@@ -86,13 +87,14 @@ class Connection(RequestHandler):
     @property
     def was_made(self) -> bool:
         """Whether the handshake came to its end."""
-        return self._tls is not None
+        return self._stream is not None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._tls = cast("asyncio.Transport", transport)  # aiohttp forgets its own when it begins to close
-        self._slot.end = self._tls.abort
-        self.certificate = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        self._stream = cast("asyncio.Transport", transport)  # aiohttp forgets its own when it begins to close
+        self._slot.end = self._stream.abort
+        tls = transport.get_extra_info("ssl_object")
+        self.certificate = None if tls is None else tls.getpeercert(binary_form=True)
         if self.certificate is not None:
             self._owner.recognised(self._slot, self.certificate)
         self._expect(self._limits.head)
@@ -152,7 +154,7 @@ class Connection(RequestHandler):
 
     def _expect(self, seconds: float) -> None:
         self._expect_nothing()
-        if self._tls is not None and not self._tls.is_closing():
+        if self._stream is not None and not self._stream.is_closing():
             self._deadline = self._loop.call_later(seconds, self._late)
 
     def _expect_nothing(self) -> None:
@@ -162,8 +164,19 @@ class Connection(RequestHandler):
 
     def _late(self) -> None:
         """A kept-alive connection that idles ends with a goodbye; whoever owes something is not told."""
-        assert self._tls is not None
+        assert self._stream is not None
         if self._request_count and not self._request_in_progress:
             self.force_close()
         else:
-            self._tls.abort()
+            self._stream.abort()
+
+
+def connection_of(request: web.BaseRequest) -> Connection:
+    """What the request came over."""
+    return cast("Connection", request.protocol)
+
+
+def closing(response: _Response) -> _Response:
+    """The response, as the last one of its connection."""
+    response.force_close()
+    return response

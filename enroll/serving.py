@@ -24,6 +24,7 @@ from enroll.registry import Registry
 from enroll.renewal import CHECK_SECONDS, Renewal
 from enroll.server import EnrollServer
 from enroll.service import Enrolment
+from enroll.service.succession import end_due
 from enroll.tls import ManufacturerTrust, server_context
 from fleet.config import Address, FleetConfig
 from fleet.errors import FleetError
@@ -32,6 +33,7 @@ from fleet.layout import AdminHome, IdentityFiles, decode_run_file
 from fleet.logs import event
 
 _FILE_CHECK_SECONDS: Final = 2.0
+_END_CHECK_SECONDS: Final = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -77,10 +79,11 @@ async def serving(
     trust.refresh()
     with ThreadPoolExecutor(1, "feed") as readers:
         server = EnrollServer(app, DirectoryFeed(registry, commits, readers), context, limits or Limits())
-        address = await server.start(listen)
+        address = server.start(listen)
         following = asyncio.gather(
             trust.follow(commits, readers),
             _keep_renewed(renewal, ports.clock, readers),
+            _keep_ending(registry, ports.clock, readers),
             _keep_showing(home.enroll_server, context),
         )
         gc.collect()
@@ -98,6 +101,19 @@ async def _keep_renewed(renewal: Renewal, clock: Callable[[], datetime], executo
     while True:
         await asyncio.sleep(CHECK_SECONDS)
         await asyncio.get_running_loop().run_in_executor(executor, renewal.renew_due, clock())
+
+
+async def _keep_ending(registry: Registry, clock: Callable[[], datetime], executor: Executor) -> None:
+    """End predecessors whose grace is over, for ever."""
+    while True:
+        await asyncio.sleep(_END_CHECK_SECONDS)
+        try:
+            ended = await asyncio.get_running_loop().run_in_executor(executor, end_due, registry, clock())
+        except FleetError as error:  # a full disk is not for ever
+            _log.warning(event("certificates.not_ended", reason=error.message))
+            continue
+        for device, serial in ended:
+            _log.info(event("certificate.superseded", device=device, serial=serial))
 
 
 async def _keep_showing(files: IdentityFiles, context: SSLContext) -> None:
