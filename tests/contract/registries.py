@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from enroll.audit import first_broken
-from enroll.registry import Registry, feed, identity, log
+from enroll.registry import Registry, feed, identity, log, overview
 from enroll.registry import tokens as token_rows
+from enroll.registry.overview import Filter
 from enroll.registry.records import LIVE, CertificateState
 from fleet.directory import Entry
 from fleet.identity import State
@@ -36,6 +37,9 @@ def check_invariants(registry: Registry) -> None:
         redemptions = token_rows.redemptions(transaction)
         assert first_broken(log.entries(transaction)) is None
         assert 0 == identity.count_unsigned(transaction)
+        for group in {name for principal in principals for name in principal.groups}:
+            members = overview.page(transaction, Filter(group=group), None, 1000)
+            assert {each.record.id for each in members} == {p.id for p in principals if group in p.groups}
     every = [certificate for certificates in owned.values() for certificate in certificates]
     assert len(every) == len({certificate.serial for certificate in every}), "a serial was given twice"
     assert len(every) == len({certificate.key for certificate in every}), "a key was certified twice"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from itertools import product
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, event
 
 from enroll import service
-from enroll.registry import approvals, feed, identity, log, manufacturers, messaging, overview
+from enroll.registry import Registry, approvals, feed, identity, log, manufacturers, messaging, overview
 from enroll.registry import tokens as token_rows
+from enroll.registry.database import _sqlite_engine, _upgrade
 from enroll.registry.overview import Filter
 from enroll.registry.records import Approval, PrincipalRecord
 from enroll.service import Asker, new_claim
@@ -219,3 +221,24 @@ def test_pairings_do_not_scan_either(office: Office) -> None:
         enrolment = office.app.enrolment
         enrolment.pair(est.parse_csr(csr("pump-08")), NOW, Asker("192.0.2.1", "192.0.2.1"))
     assert [] == scanning(watched)
+
+
+def test_a_registry_of_an_older_release_is_brought_up_to_date(tmp_path: Path) -> None:
+    """After an upgrade a group is empty, or a token lets in from nowhere."""
+    path = tmp_path / "registry.db"
+    path.touch(mode=0o600)
+    registry = Registry(_sqlite_engine(path))
+    with registry.write() as transaction:
+        _upgrade(transaction, "0002")
+        transaction.exec_driver_sql("INSERT INTO principals VALUES ('a', 'device', 'active', 1, '[\"x\", \"y\"]', 0)")
+        transaction.exec_driver_sql("INSERT INTO principals VALUES ('b', 'device', 'active', 1, '[]', 0)")
+        transaction.exec_driver_sql(
+            "INSERT INTO tokens VALUES ('t', x'00', 'a', NULL, 'device', '[]', 'client', 0, 1, 1, 0, 1, NULL)"
+        )
+    registry.close()
+    with Registry.open(path) as opened, opened.read() as transaction:
+        members = [each.record.id for each in overview.page(transaction, Filter(group="x"), None, 9)]
+        token = token_rows.find_token(transaction, "t")
+    assert ["a"] == members
+    assert token is not None
+    assert ((), Approval.AUTO) == (token.sources, token.approval)
