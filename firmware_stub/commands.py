@@ -6,14 +6,10 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 
-Json = object
+from firmware_stub.agent_client import Handler, Json, Refused
 
 MIN_INTERVAL_SECONDS = 0.05
 MAX_INTERVAL_SECONDS = 3600.0
-
-
-class Refused(Exception):
-    """A command that cannot be done as asked; the text says why."""
 
 
 @dataclass(slots=True)
@@ -51,14 +47,10 @@ COMMANDS: dict[str, Callable[[dict[str, Json], Settings], Json]] = {
 }
 
 
-def answer(line: dict[str, Json], settings: Settings) -> dict[str, Json]:
-    """The `result` line for a `command` line; a command that is unknown or refused has failed."""
-    result: dict[str, Json] = {"type": "result", "command_id": line.get("command_id")}
-    args = line.get("args")
-    command = COMMANDS.get(str(line.get("name")))
-    try:
-        if command is None or not isinstance(args, dict):
-            raise Refused(f"unknown command {str(line.get('name'))[:64]!r}" if command is None else "args is no object")
-        return result | {"state": "done", "output": command(args, settings)}
-    except Refused as error:
-        return result | {"state": "failed", "error": str(error)}
+def handlers(settings: Settings) -> dict[str, Handler]:
+    """What the agent may ask for."""
+    return {name: _bound(command, settings) for name, command in COMMANDS.items()}
+
+
+def _bound(command: Callable[[dict[str, Json], Settings], Json], settings: Settings) -> Handler:
+    return lambda args: command(args, settings)

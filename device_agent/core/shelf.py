@@ -63,7 +63,7 @@ EMPTY: Final = Shelf()
 class Spool:
     """`order` is under way. Times are monotonic: `look_at` when a message may have waited too long, `dirty_at` when
     what is known of confirmations and losses must be written, `retry_at` when a disk that failed is written to again,
-    `read_at` when it is read again.
+    `read_at` when it is read again; `paid_until` is ahead of the clock while too much was written lately.
 
     `dropped`: since the agent started; `losses`: of these, what the fleet was not told of; `recorded`: what of them is
     on disk.
@@ -81,6 +81,7 @@ class Spool:
     confirmed: int = 0
     retry_at: float = NEVER
     read_at: float = 0.0
+    paid_until: float = -NEVER
     expire_at: float = 0.0
     report_at: float = 0.0
     log_at: float = 0.0

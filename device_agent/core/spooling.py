@@ -31,6 +31,9 @@ RETRY_SECONDS: Final = 60.0
 DAMAGE_SECONDS: Final = 10.0
 EXPIRE_SECONDS: Final = 3_600.0
 REPORT_SECONDS: Final = 60.0
+# A flood while the broker is away would wear out a card in weeks: so much a second may be written, after a burst.
+WRITTEN_BYTES_A_SECOND: Final = 64 * 1024
+BURST_SECONDS: Final = 128.0
 PAGE_MESSAGES: Final = 50
 PAGE_BYTES: Final = 256 * 1024
 # A full class gives way by so much at once: a little for every message would double what is written.
@@ -69,7 +72,7 @@ def next_time(state: State) -> float:
         return spool.retry_at
     times = [spool.dirty_at]
     if state.outbox.unspooled:
-        times.append(spool.look_at)
+        times.append(max(spool.look_at, spool.paid_until))
     if spool.unloaded:
         times.append(spool.expire_at)
     times = [max(min(times), spool.retry_at)]
@@ -91,7 +94,7 @@ def on_event(
         case SpoolOpened():
             return _on_opened(state, event, moment, effects)
         case SpoolWritten():
-            return _on_written(state, event, effects)
+            return _on_written(state, event, moment, effects)
         case SpoolRead():
             return _on_read(state, event, moment)
         case SpoolFailed():
@@ -112,6 +115,7 @@ def _on_opened(state: State, event: SpoolOpened, moment: Moment, effects: list[E
         opened_at=moment.monotonic,
         dirty_at=before.dirty_at,
         retry_at=moment.monotonic + DAMAGE_SECONDS if event.problem else 0.0,
+        paid_until=before.paid_until,
         report_at=before.report_at,
         log_at=before.log_at,
         problem=event.problem or before.problem,
@@ -130,7 +134,7 @@ def _on_opened(state: State, event: SpoolOpened, moment: Moment, effects: list[E
     return replace(state, spool=spool, outbox=state.outbox.without_rows() if before.is_open else state.outbox)
 
 
-def _on_written(state: State, event: SpoolWritten, effects: list[Effect]) -> State:
+def _on_written(state: State, event: SpoolWritten, moment: Moment, effects: list[Effect]) -> State:
     """What waits leaves the memory, and what was dropped is counted."""
     spool, order = state.spool, state.spool.order
     if not isinstance(order, WriteSpool):
@@ -150,7 +154,9 @@ def _on_written(state: State, event: SpoolWritten, effects: list[Effect]) -> Sta
         recorded = recorded.plus(trimmed.kind, trimmed.count)
     if spool.error:
         effects.append(Log(logging.INFO, "spool.works"))
-    spool = replace(spool, order=None, error="", retry_at=0.0, look_at=0.0, recorded=recorded)
+    paid_until = max(spool.paid_until, moment.monotonic - BURST_SECONDS)
+    paid_until += sum(row.message.disk_bytes for row in order.rows) / WRITTEN_BYTES_A_SECOND
+    spool = replace(spool, order=None, error="", retry_at=0.0, look_at=0.0, recorded=recorded, paid_until=paid_until)
     return replace(state, outbox=outbox, spool=replace(spool, dirty_at=NEVER, confirmed=0))
 
 
@@ -245,9 +251,9 @@ def _due(state: State, moment: Moment) -> list[Outgoing]:
         return []
     is_offline = not isinstance(state.link, Online | Stopping)
     is_crowded = outbox.unspooled >= GROUP_MESSAGES or outbox.waiting_bytes >= GROUP_BYTES
-    if isinstance(state.link, Stopped) or (is_offline and is_crowded):
+    if isinstance(state.link, Stopped):
         return outbox.unspooled_messages()
-    if now < state.spool.look_at:
+    if now < state.spool.paid_until or (now < state.spool.look_at and not (is_offline and is_crowded)):
         return []
     latest = now if is_offline else now - GATHER_SECONDS
     return [each for each in outbox.unspooled_messages() if each.accepted <= latest]

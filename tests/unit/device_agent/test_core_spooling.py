@@ -21,7 +21,13 @@ from device_agent.core.events import (
 )
 from device_agent.core.report import status_line
 from device_agent.core.shelf import Bounds
-from device_agent.core.spooling import FLUSH_SECONDS, GROUP_MESSAGES, REPORT_SECONDS, RETRY_SECONDS
+from device_agent.core.spooling import (
+    FLUSH_SECONDS,
+    GROUP_MESSAGES,
+    REPORT_SECONDS,
+    RETRY_SECONDS,
+    WRITTEN_BYTES_A_SECOND,
+)
 from device_agent.core.step import next_deadline
 from device_agent.failures import Cause, Failure
 from device_agent.journal import Phase
@@ -266,3 +272,19 @@ def test_a_confirmed_result_is_on_disk_within_a_second() -> None:
     [saved] = of_kind(story.effects[before:], SaveJournal)
     assert [True] == [entry.is_confirmed for entry in saved.journal.of(Phase.FINAL)]
     assert [] == of_kind(story.feed(Sent(1, 99)), SaveJournal)
+
+
+def test_a_flood_does_not_wear_out_the_card() -> None:
+    """One firmware in a loop would write gigabytes an hour while the broker is away."""
+    story = offline()
+    for _ in range(100):
+        measure(story, 20, size=30_000)
+        wait(story, 0.1)
+    written = sum(row.message.disk_bytes for order in writes(story.effects) for row in order.rows)
+    assert 8 << 20 <= written <= (8 << 20) + 10 * WRITTEN_BYTES_A_SECOND + (1 << 20)
+    assert story.state.spool.dropped.telemetry > 1_000
+    deadline = next_deadline(story.state)
+    assert deadline is not None
+    assert deadline > story.seconds, "it would spin"
+    wait(story, 60)
+    assert () == story.state.outbox.waiting

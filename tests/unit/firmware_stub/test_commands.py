@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from firmware_stub.commands import Settings, answer
+from firmware_stub.agent_client import answer
+from firmware_stub.commands import Settings, handlers
 from firmware_stub.sensors import read_machine, read_simulated
 
 
@@ -16,13 +17,13 @@ def test_echo_answers_its_arguments() -> None:
     """A command's output is not what the command gave."""
     settings = Settings(5.0)
     expected = {"type": "result", "command_id": "c1", "state": "done", "output": {"a": [1]}}
-    assert answer(_command("echo", {"a": [1]}), settings) == expected
+    assert answer(_command("echo", {"a": [1]}), handlers(settings)) == expected
 
 
 def test_set_interval_changes_the_interval() -> None:
     """`set-interval` says done and changes nothing."""
     settings = Settings(5.0)
-    assert answer(_command("set-interval", {"seconds": 2}), settings)["state"] == "done"
+    assert answer(_command("set-interval", {"seconds": 2}), handlers(settings))["state"] == "done"
     assert settings.interval_seconds == 2.0
 
 
@@ -30,14 +31,14 @@ def test_set_interval_changes_the_interval() -> None:
 def test_an_interval_that_cannot_be_is_refused(seconds: object) -> None:
     """An admin's typing error stops the measurements."""
     settings = Settings(5.0)
-    assert answer(_command("set-interval", {"seconds": seconds}), settings)["state"] == "failed"
+    assert answer(_command("set-interval", {"seconds": seconds}), handlers(settings))["state"] == "failed"
     assert settings.interval_seconds == 5.0
 
 
 @pytest.mark.parametrize(("name", "args"), [("reboot", {}), ("echo", None), ("echo", [1]), ("", {})])
 def test_an_unknown_command_fails(name: str, args: object) -> None:
     """A command that the firmware does not know is left without an answer."""
-    assert answer(_command(name, args), Settings(5.0))["state"] == "failed"
+    assert answer(_command(name, args), handlers(Settings(5.0)))["state"] == "failed"
 
 
 def test_what_cannot_be_measured_is_left_out(tmp_path: Path) -> None:
