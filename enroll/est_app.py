@@ -26,10 +26,12 @@ from cryptography import x509
 from enroll.csr_attributes import csr_attributes
 from enroll.issuer import IssuerEnding
 from enroll.outcomes import answer_of, asker_of, base64_answer
+from enroll.pacing import Pacer
 from enroll.rate_limit import RateLimit, Sparsely, network_of
 from enroll.registry import Registry, RegistryUnavailable, feed
 from enroll.registry import tokens as token_rows
 from enroll.service import Enrolment, NotAdmitted, NotAllowed, Peer, RequestDenied, TooManyWaiting, admit, hardware_of
+from enroll.service.succession import confirm
 from enroll.tokens import TokenRefused, check_secret, check_unspent
 from fleet import directory, est
 from fleet.errors import Denied, FleetError, InvalidInput, NotFound, printable
@@ -37,7 +39,7 @@ from fleet.est import Csr, EstRequest, EstResponse, InvalidCsr
 from fleet.identity import InvalidDeviceId, Role, Serial
 from fleet.join import InvalidToken, Token, parse_token
 from fleet.logs import event
-from fleet.messages import MAX_TELEMETRY_BYTES
+from fleet.messages import MAX_TELEMETRY_BYTES, format_time
 from fleet.pki import WeakKey, serial_of
 
 _log = logging.getLogger(__name__)
@@ -138,6 +140,7 @@ class EstApp:
     _by_address: RateLimit = field(default_factory=lambda: RateLimit(REFUSALS_PER_ADDRESS))
     _by_token: RateLimit = field(default_factory=lambda: RateLimit(REFUSALS_PER_TOKEN))
     _told: Sparsely = field(default_factory=Sparsely)
+    _pacer: Pacer = field(default_factory=Pacer)
     _fixed: Mapping[str, EstResponse] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -285,6 +288,20 @@ class EstApp:
         limits = {"max_telemetry_bytes": MAX_TELEMETRY_BYTES}
         return _json({"v": 1, "brokers": list(self.brokers()), "groups": list(peer.record.groups), "limits": limits})
 
+    def _renewal_info(self, request: EstRequest) -> EstResponse:
+        """How long the peer is to wait before it renews, because others do."""
+        serial = self.admitted(request).certificate.serial
+        return _json({"v": 1, "wait_seconds": round(self._pacer.wait_seconds(serial, self.monotonic()), 3)})
+
+    def _confirm(self, request: EstRequest) -> EstResponse:
+        """The peer uses the certificate that it came with; its predecessor ends soon."""
+        done = confirm(self.registry, self.admitted(request).certificate.serial, self.clock())
+        if not done.is_repeated:
+            who = {done.principal.role.value: done.principal.id, "serial": done.serial}
+            _log.info(event("certificate.confirmed", **who))
+        ends_at = None if done.ends_at is None else format_time(done.ends_at)
+        return _json({"v": 1, "serial": str(done.serial), "predecessor_ends_at": ends_at})
+
     def _directory_entry(self, request: EstRequest) -> EstResponse:
         """One serial, read through; a request without one wants the stream, which is not answered here."""
         self.admitted(request, Role.BROKER)
@@ -314,6 +331,8 @@ _ROUTES: Final[Mapping[str, tuple[str, Callable[[EstApp, EstRequest], EstRespons
     f"{est.BASE}/serverkeygen": ("POST", EstApp._never),
     f"{est.BASE}/fullcmc": ("POST", EstApp._never),
     est.CONFIG: ("GET", EstApp._config),
+    est.RENEWAL_INFO: ("GET", EstApp._renewal_info),
+    est.CONFIRM: ("POST", EstApp._confirm),
     directory.PATH: ("GET", EstApp._directory_entry),
 }
 
@@ -334,7 +353,9 @@ def _serial_in(peer: bytes) -> Serial:
 
 
 def _csr_in(request: EstRequest) -> Csr:
-    return est.parse_csr(est.decode_body(request.body))
+    csr = est.parse_csr(est.decode_body(request.body))
+    est.check_connection(csr, request.tls_unique)
+    return csr
 
 
 def too_large() -> FleetError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -13,7 +13,7 @@ from cryptography.x509.oid import NameOID
 
 from enroll.keys import Signer
 from fleet import pki
-from fleet.errors import FleetError
+from fleet.errors import FleetError, InvalidInput
 from fleet.identity import Principal, Server, TrustDomain, principal_uri, server_uri
 from fleet.pki import Profile, PublicKey
 
@@ -70,7 +70,7 @@ class Issuer:
         self.certificate = certificate
         self._signer = signer
         self._crl_url = crl_url.rstrip("/")
-        self._authority_key = _authority_key(certificate)
+        self._authority_key = authority_key(certificate)
 
     def issue(
         self,
@@ -96,6 +96,14 @@ class Issuer:
             builder = builder.add_extension(extension, critical)
         return checked(self._signer.sign(builder), profile, self.certificate)
 
+    def crl_url(self, shard: int) -> str:
+        """Where the CRL of a shard is: what its certificates say, and the CRL itself."""
+        return f"{self._crl_url}/{shard}.crl"
+
+    def sign_crl(self, builder: x509.CertificateRevocationListBuilder) -> x509.CertificateRevocationList:
+        """The list in `builder`, signed."""
+        return self._signer.sign_crl(builder)
+
     def _check_remaining(self, profile: Profile, now: datetime) -> None:
         if self.certificate.not_valid_after_utc - now < 2 * profile.max_life:
             raise IssuerEnding(
@@ -106,9 +114,7 @@ class Issuer:
     def _extensions(
         self, profile: Profile, key: PublicKey, names: Names, shard: int
     ) -> Iterable[tuple[x509.ExtensionType, bool]]:
-        point = x509.DistributionPoint(
-            [x509.UniformResourceIdentifier(f"{self._crl_url}/{shard}.crl")], None, None, None
-        )
+        point = x509.DistributionPoint([x509.UniformResourceIdentifier(self.crl_url(shard))], None, None, None)
         yield from common_extensions(profile, key)
         yield self._authority_key, False
         yield x509.SubjectAlternativeName(names.alternatives), False
@@ -159,9 +165,21 @@ def _issue_ca(
     for extension, critical in common_extensions(profile, key):
         builder = builder.add_extension(extension, critical)
     if parent is not None:
-        builder = builder.add_extension(_authority_key(parent), critical=False)
+        builder = builder.add_extension(authority_key(parent), critical=False)
     certificate = signer.sign(builder)
     return checked(certificate, profile, parent or certificate)
+
+
+def check_lives(lives: Mapping[str, timedelta]) -> None:
+    """Raises: InvalidInput for a life that no certificate of that profile may have, or for no client's profile."""
+    for name, life in lives.items():
+        if name not in (pki.CLIENT.name, pki.TEST_CLIENT.name):
+            raise InvalidInput(f"fleet.toml: no client profile {name[:40]!r}", hint="enroll.life has client and test")
+        profile = pki.PROFILES[name]
+        if not profile.min_life <= life <= profile.max_life:
+            raise InvalidInput(
+                f"fleet.toml: enroll.life.{name} is {life}", hint=f"from {profile.min_life} to {profile.max_life}"
+            )
 
 
 def _valid(
@@ -192,6 +210,7 @@ def checked(certificate: x509.Certificate, profile: Profile, issuer: x509.Certif
     return certificate
 
 
-def _authority_key(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+def authority_key(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    """What names the key that `issuer` signs with (RFC 5280, 4.2.1.1)."""
     identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)

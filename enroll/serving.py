@@ -20,6 +20,7 @@ from enroll.connection import Limits
 from enroll.directory import DirectoryFeed
 from enroll.est_app import EstApp
 from enroll.home import check_private
+from enroll.issuer import check_lives
 from enroll.registry import Registry
 from enroll.renewal import CHECK_SECONDS, Renewal
 from enroll.server import EnrollServer
@@ -63,7 +64,8 @@ async def serving(
     """
     check_private(home.path)
     cas = authority.load(home, config.trust_domain, config.crl_url)
-    enrolment = Enrolment(registry, cas.devices, cas.domain, ports.token_bytes)
+    check_lives(config.enroll_life)
+    enrolment = Enrolment(registry, cas.devices, cas.domain, ports.token_bytes, config.enroll_life)
     app = EstApp(
         enrolment,
         cas.certificates,

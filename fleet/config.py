@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -15,6 +17,9 @@ from fleet.policy import DEFAULT_RULES, Action, Policy, Rule
 
 DEFAULT_ENROLL_LISTEN: Final = "0.0.0.0:8443"
 DEFAULT_BROKER_LISTEN: Final = "0.0.0.0:8883"
+
+_LIFE: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
+_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,10 @@ def _is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class FleetConfig:
-    """What `enroll` and `broker` read from `fleet.toml`. `hosts` are the DNS names and IP addresses of both servers."""
+    """What `enroll` and `broker` read from `fleet.toml`. `hosts` are the DNS names and IP addresses of both servers.
+
+    `enroll_life`: by profile, how long a client's certificate lives; the profile's own life where it says nothing.
+    """
 
     trust_domain: TrustDomain
     hosts: tuple[str, ...]
@@ -58,6 +66,7 @@ class FleetConfig:
     policy: Policy
     enroll_pairing: bool = False
     broker_metrics: Address | None = None
+    enroll_life: Mapping[str, timedelta] = field(default_factory=dict)
 
 
 def load(text: str) -> FleetConfig:
@@ -87,15 +96,15 @@ class _Reader:
         if not hosts:
             self.problems.append("hosts names no host")
         crl_url = self._text("crl_url", self.table.get("crl_url"))
-        enroll_listen = self._listen("enroll", {"listen", "pairing"}, DEFAULT_ENROLL_LISTEN)
+        enroll_listen = self._listen("enroll", {"listen", "pairing", "life"}, DEFAULT_ENROLL_LISTEN)
         broker_listen = self._listen("broker", {"listen", "limits", "metrics"}, DEFAULT_BROKER_LISTEN)
         rules = tuple(self._rules())
         if domain is None or enroll_listen is None or broker_listen is None:
             return None
         limits = self._limits()
         policy = Policy(DEFAULT_RULES + rules)
-        pairing, metrics = self._switch("enroll", "pairing"), self._metrics()
-        return FleetConfig(domain, hosts, crl_url, enroll_listen, broker_listen, limits, policy, pairing, metrics)
+        pairing, metrics, life = self._switch("enroll", "pairing"), self._metrics(), dict(self._lives())
+        return FleetConfig(domain, hosts, crl_url, enroll_listen, broker_listen, limits, policy, pairing, metrics, life)
 
     def _trust_domain(self) -> TrustDomain | None:
         try:
@@ -133,6 +142,19 @@ class _Reader:
         if not isinstance(value, bool):
             self.problems.append(f"{section}.{name} is not true or false")
         return value is True
+
+    def _lives(self) -> Iterator[tuple[str, timedelta]]:
+        table = self.table.get("enroll", {})
+        lives = table.get("life", {}) if isinstance(table, dict) else {}
+        if not isinstance(lives, dict):
+            self.problems.append("enroll.life is not a table")
+            return
+        for profile, text in lives.items():
+            found = _LIFE.fullmatch(text) if isinstance(text, str) else None
+            if found is None:
+                self.problems.append(f"enroll.life.{profile} is not a duration like 90d, 24h or 60s")
+            else:
+                yield profile, timedelta(seconds=int(found[1]) * _UNITS[found[2]])
 
     def _limits(self) -> Limits:
         known = {field.name: type(field.default) for field in fields(Limits)}

@@ -19,7 +19,7 @@ from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import AttributeOID, NameOID
 
 from fleet.errors import FleetError
 from fleet.identity import DeviceId, InvalidDeviceId
@@ -31,6 +31,8 @@ CSRATTRS: Final = f"{BASE}/csrattrs"
 SIMPLE_ENROLL: Final = f"{BASE}/simpleenroll"
 SIMPLE_REENROLL: Final = f"{BASE}/simplereenroll"
 CONFIG: Final = "/v1/config"
+RENEWAL_INFO: Final = "/v1/renewal-info"
+CONFIRM: Final = "/v1/confirm"
 HEALTH: Final = "/healthz"
 
 PAIRING_USER: Final = "pairing"
@@ -61,7 +63,10 @@ class InvalidCsr(FleetError):
 
 @dataclass(frozen=True, slots=True)
 class EstRequest:
-    """One HTTP request, as a value. Header names are lower-case; `peer` is the verified client certificate's DER."""
+    """One HTTP request, as a value. Header names are lower-case; `peer` is the verified client certificate's DER.
+
+    `tls_unique` is the connection's channel binding (RFC 5929, 3), None under TLS 1.3, which has none.
+    """
 
     method: str
     path: str
@@ -70,6 +75,7 @@ class EstRequest:
     query: Mapping[str, str] = field(default_factory=dict)
     peer: bytes | None = None
     address: str = ""
+    tls_unique: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +106,14 @@ def decode_body(body: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Csr:
-    """What is taken from a signing request: the id, the key, and nothing else (DESIGN section 4)."""
+    """What is taken from a signing request: the id and the key, and nothing else goes into a certificate.
+
+    `challenge` is its challengePassword: which connection it was made for (DESIGN section 4; RFC 7030, 3.5).
+    """
 
     device: DeviceId
     public_key: PublicKey
+    challenge: bytes | None = None
 
 
 def parse_csr(der: bytes) -> Csr:
@@ -119,11 +129,40 @@ def parse_csr(der: bytes) -> Csr:
             raise InvalidCsr(f"the request is signed with {algorithm.name}", hint="sign it with SHA-256 or better")
         if not request.is_signature_valid:
             raise InvalidCsr("the request's signature does not fit its key", hint="make key and request anew")
-        return Csr(_device_of(der), key)
+        return Csr(_device_of(der), key, _challenge_of(request))
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise InvalidCsr(
             "the body is not a PKCS#10 certificate signing request", hint="`openssl req -new` makes one"
         ) from error
+
+
+def _challenge_of(request: x509.CertificateSigningRequest) -> bytes | None:
+    """Raises: InvalidCsr when there are two, ValueError."""
+    found = [a.value for a in request.attributes if a.oid == AttributeOID.CHALLENGE_PASSWORD]
+    if len(found) > 1:
+        raise InvalidCsr("the request has two challengePasswords", hint="make it with one, or without")
+    return found[0] if found else None
+
+
+def check_connection(csr: Csr, tls_unique: bytes | None) -> None:
+    """That a request which says for which connection it was made came over that one (RFC 7030, 3.5).
+
+    Whoever relays a request over a connection of his own is found out by it; he could as well choose TLS 1.3 for his
+    own, so what cannot be compared there is refused and not passed over. One that says nothing is taken.
+    Raises: InvalidCsr.
+    """
+    if csr.challenge is None:
+        return
+    if tls_unique is None:
+        raise InvalidCsr(
+            "the request has a challengePassword, and TLS 1.3 has no tls-unique to compare it with",
+            hint="make the request without, or connect with TLS 1.2",
+        )
+    if csr.challenge != base64.b64encode(tls_unique):
+        raise InvalidCsr(
+            "the request's challengePassword is not the tls-unique of this connection",
+            hint="make the request anew for each connection, or without a challengePassword",
+        )
 
 
 @asn1.sequence

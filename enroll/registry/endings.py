@@ -5,11 +5,21 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, Integer, bindparam, delete, func, select
+from sqlalchemy import Column, Connection, ForeignKey, Index, Integer, Table, bindparam, delete, func, select
 
-from enroll.registry.schema import endings
+from enroll.registry.schema import Instant, metadata
 from enroll.registry.statement import Statement, insert_into
 from fleet.identity import Serial
+
+endings: Final = Table(
+    "endings",
+    metadata,
+    Column("serial", ForeignKey("certificates.serial"), primary_key=True),
+    Column("at", Instant, nullable=False),
+    Index(None, "at"),
+    sqlite_with_rowid=False,
+)
+"""Which live certificate ends when: the predecessor of one that was confirmed."""
 
 _PLANNED = Statement(select(endings.c.at).where(endings.c.serial == bindparam("of")))
 _PLAN: Final = insert_into(endings, "serial", "at")

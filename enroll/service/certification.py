@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -31,6 +31,7 @@ class Order:
     generation: int = 1
     parent: Serial | None = None
     state: CertificateState = CertificateState.CONFIRMED
+    life: timedelta | None = None  # None: the profile's
 
 
 def key_digest(key: PublicKey) -> bytes:
@@ -52,7 +53,9 @@ def certify(
         serial, issuer.name, order.profile.name, order.principal, order.key, order.epoch, order.generation, order.parent
     )
     number, shard = identity.intend(transaction, intent, now)
-    signed = issuer.issue(order.profile, order.public_key, order.names, serial=number_of, shard=shard, now=now)
+    signed = issuer.issue(
+        order.profile, order.public_key, order.names, serial=number_of, shard=shard, now=now, life=order.life
+    )
     record = _record(number, intent, order.state, signed)
     identity.set_result(transaction, record, shard)
     return record

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import datetime
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Final
 
 from enroll import tokens
@@ -49,12 +49,16 @@ class _Certifiable:
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """The use cases that sign; each is one transaction. Safe to use from several threads."""
+    """The use cases that sign; each is one transaction. Safe to use from several threads.
+
+    `lives`: how long a certificate of that profile lives, where it is not the profile's own life.
+    """
 
     registry: Registry
     issuer: Issuer
     domain: TrustDomain
     token_bytes: Callable[[int], bytes]
+    lives: Mapping[str, timedelta] = field(default_factory=dict)
 
     def enrol(
         self, token: Token, read_csr: Callable[[], Csr], now: datetime, asker: Asker = _NOBODY_KNOWN
@@ -216,6 +220,7 @@ class Enrolment:
             generation,
             parent,
             CertificateState.CONFIRMED if parent is None else CertificateState.PENDING,
+            self.lives.get(profile.name),
         )
         return certify(transaction, self.issuer, order, now=now, token_bytes=self.token_bytes)
 

@@ -22,10 +22,10 @@ from pkilint.pkix import certificate as pkix
 from pkilint.pkix import extension, name
 
 from enroll import authority
-from enroll.issuer import IssuerEnding, Misissued, checked, client_names, issue_root, serial_number
+from enroll.issuer import IssuerEnding, Misissued, check_lives, checked, client_names, issue_root, serial_number
 from enroll.keys import KeySigner, PrivateKey, new_key
 from fleet import pki
-from fleet.errors import FleetError
+from fleet.errors import FleetError, InvalidInput
 from fleet.identity import DeviceId, Principal, Role, TrustDomain
 from tests.fleets import CRL_URL, DOMAIN, NOW, Office, open_office
 
@@ -222,3 +222,11 @@ def test_names_of_two_cas_stay_apart_in_a_long_domain() -> None:
     made = authority.create(TrustDomain("a" * 255), CRL_URL, now=NOW, token_bytes=random.Random(1).randbytes)
     subjects = {certificate.subject.rfc4514_string() for certificate in made.authority.certificates}
     assert 3 == len(subjects)
+
+
+@pytest.mark.parametrize(("name", "life"), [("client", 30), ("client", 400 * 86_400), ("test", 29), ("server", 86_400)])
+def test_a_life_that_no_certificate_may_have_is_refused(name: str, life: int) -> None:
+    """The first device to enrol would find out, in the field."""
+    with pytest.raises(InvalidInput, match=r"fleet\.toml"):
+        check_lives({name: timedelta(seconds=life)})
+    check_lives({"client": timedelta(days=30), "test": timedelta(seconds=30)})

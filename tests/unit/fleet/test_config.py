@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,16 @@ def test_pairing_is_off_unless_it_is_switched_on() -> None:
     assert load(_GOOD + "[enroll]\npairing = true\n").enroll_pairing
     with pytest.raises(InvalidInput, match=r"enroll\.pairing is not true or false"):
         load(_GOOD + '[enroll]\npairing = "yes"\n')
+
+
+def test_lives_are_durations_by_profile() -> None:
+    """Certificates would live for as long as nobody chose."""
+    assert {} == load(_GOOD).enroll_life
+    lives = load(_GOOD + '[enroll.life]\nclient = "30d"\ntest = "60s"\n').enroll_life
+    assert {"client": timedelta(days=30), "test": timedelta(seconds=60)} == lives
+    for bad in ('client = "30"', "client = 30", 'client = "0d"', 'client = "-1d"', 'client = "99999999d"'):
+        with pytest.raises(InvalidInput, match=r"enroll\.life\.client is not a duration"):
+            load(_GOOD + f"[enroll.life]\n{bad}\n")
 
 
 def test_every_problem_is_reported_at_once() -> None:
