@@ -149,11 +149,11 @@ def import_(
         if dry_run:
             say(f"{len(wanted)} rows are right")
             return
-        with progress("claims", len(wanted)) as advance:
+        with progress("claims", len(wanted)) as bar:
             for start in range(0, len(wanted), _BATCH):
                 batch = wanted[start : start + _BATCH]
                 count += add_claims(registry, batch, by=user(), now=now())
-                advance(len(batch))
+                bar.advance(len(batch))
     say(f"claimed {count}; {len(wanted) - count} were claimed already")
 
 

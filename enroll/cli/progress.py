@@ -5,37 +5,48 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol, TextIO
+from typing import Final, TextIO
 
 _WIDTH: Final = 30
+_ERASE: Final = "\r\x1b[2K"
 
 
-class Advance(Protocol):
-    """Says that so many more are done."""
+class Progress:
+    """A bar of `total` steps on `out`, or none at all."""
 
-    def __call__(self, count: int, /) -> None: ...
+    def __init__(self, words: str, total: int, out: TextIO | None) -> None:
+        self._words = words
+        self._total = total
+        self._out = out
+        self._done = 0
+        self._drawn = -1
+
+    def advance(self, count: int) -> None:
+        """So many more are done; drawn once a percent."""
+        self._done += count
+        percent = 100 * self._done // self._total if self._total else 100
+        if self._out is not None and percent != self._drawn:
+            self._drawn = percent
+            bar = ("#" * (_WIDTH * percent // 100)).ljust(_WIDTH, ".")
+            self._out.write(f"\r{self._words} [{bar}] {self._done}/{self._total}")
+            self._out.flush()
+
+    def hide(self) -> None:
+        """Make room for a line of another kind, if the bar stands where that would go; it comes back by itself."""
+        if self._out is not None and self._drawn >= 0:
+            self._drawn = -1
+            self._out.write(_ERASE)
+            self._out.flush()
 
 
 @contextmanager
-def progress(words: str, total: int, stream: TextIO | None = None) -> Iterator[Advance]:
-    """Within, `advance(n)` moves the bar on; it is redrawn once a percent, and its line is ended in any case."""
+def progress(words: str, total: int, stream: TextIO | None = None) -> Iterator[Progress]:
+    """Within, a bar; its line is ended in any case."""
     out = sys.stderr if stream is None else stream
-    if not out.isatty() or total < 1:
-        yield lambda _count: None
-        return
-    done, drawn = 0, -1
-
-    def advance(count: int) -> None:
-        nonlocal done, drawn
-        done += count
-        if (percent := 100 * done // total) != drawn:
-            drawn = percent
-            bar = ("#" * (_WIDTH * percent // 100)).ljust(_WIDTH, ".")
-            out.write(f"\r{words} [{bar}] {done}/{total}")
-            out.flush()
-
-    advance(0)
+    bar = Progress(words, total, out if out.isatty() and total > 0 else None)
+    bar.advance(0)
     try:
-        yield advance
+        yield bar
     finally:
-        out.write("\n")
+        if out.isatty() and total > 0:
+            out.write("\n")

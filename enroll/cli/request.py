@@ -184,16 +184,17 @@ def _chosen(
 def _each(ids: Sequence[str], act: Callable[[str], ApprovalRecord], done: str) -> None:
     """Act on each, each for itself. Raises: FleetError, PartlyDone where some failed."""
     errors: list[FleetError] = []
-    with progress(done, len(ids) if len(ids) > 1 else 0) as advance:
+    with progress(done, len(ids) if len(ids) > 1 else 0) as bar:
         for name in ids:
             try:
                 record = act(name)
             except FleetError as error:
                 errors.append(error)
             else:
+                bar.hide()
                 print(record.id)
                 say(f"{record.device} {done}: request {record.id}, key {fingerprint(record.key)}")
-            advance(1)
+            bar.advance(1)
     if not ids:
         say("nobody waits who fits")
     if len(ids) == len(errors) == 1:

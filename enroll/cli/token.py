@@ -283,11 +283,12 @@ def _revoke_enrolled(registry: Registry, id: str, expected: int) -> None:
     from enroll.service import revoke_enrolled
 
     count = 0
-    with progress("revoked", expected) as advance:
+    with progress("revoked", expected) as bar:
         for some in revoke_enrolled(registry, id, by=user(), now=now()):
+            bar.hide()
             print("\n".join(some))
             count += len(some)
-            advance(len(some))
+            bar.advance(len(some))
     say(f"{_counted(count, 'device')} revoked")
 
 

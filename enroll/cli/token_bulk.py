@@ -54,11 +54,13 @@ def create_all(home: AdminHome, bulk: Bulk, *, is_dry_run: bool, as_json: bool) 
             say(f"would make {len(waiting)} tokens and join files in {bulk.folder}; {_left(orders, waiting)}")
             return
         _make_folder(bulk.folder)
-        with progress("tokens", len(waiting)) as advance:
+        with progress("tokens", len(waiting)) as bar:
             for start in range(0, len(waiting), _BATCH):
                 batch = waiting[start : start + _BATCH]
-                _print(_create(registry, bulk, batch), as_json=as_json)
-                advance(len(batch))
+                made = _create(registry, bulk, batch)
+                bar.hide()
+                _print(made, as_json=as_json)
+                bar.advance(len(batch))
     say(f"made {len(waiting)} tokens and join files in {bulk.folder}; {_left(orders, waiting)}")
 
 

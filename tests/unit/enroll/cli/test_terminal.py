@@ -53,9 +53,9 @@ class Terminal(io.StringIO):
 def test_a_terminal_sees_a_bar_that_ends_its_line() -> None:
     """An admin does not know whether to wait, or the next line is written over the bar."""
     terminal = Terminal()
-    with progress("tokens", 3, terminal) as advance:
-        advance(1)
-        advance(2)
+    with progress("tokens", 3, terminal) as bar:
+        bar.advance(1)
+        bar.advance(2)
     assert "\rtokens [##########" in terminal.getvalue()
     assert terminal.getvalue().endswith("] 3/3\n")
 
@@ -63,15 +63,27 @@ def test_a_terminal_sees_a_bar_that_ends_its_line() -> None:
 def test_a_bar_of_many_steps_is_drawn_once_a_percent() -> None:
     """Drawing takes longer than the work."""
     terminal = Terminal()
-    with progress("tokens", 100_000, terminal) as advance:
+    with progress("tokens", 100_000, terminal) as bar:
         for _ in range(100_000):
-            advance(1)
+            bar.advance(1)
     assert 101 == terminal.getvalue().count("\r")
 
 
 def test_a_program_sees_no_bar() -> None:
     """A log is full of half lines."""
     stream = io.StringIO()
-    with progress("tokens", 3, stream) as advance:
-        advance(3)
+    with progress("tokens", 3, stream) as bar:
+        bar.advance(3)
     assert "" == stream.getvalue()
+
+
+def test_a_line_of_data_does_not_stand_behind_the_bar() -> None:
+    """On a terminal, file names and the bar are one mess."""
+    terminal = Terminal()
+    with progress("tokens", 2, terminal) as bar:
+        bar.hide()
+        terminal.write("pump-1\n")
+        bar.advance(1)
+    shown = [part.rpartition("\r\x1b[2K")[2] for part in terminal.getvalue().split("\n")]
+    assert "pump-1" == shown[0]
+    assert shown[1].startswith("\rtokens [")
