@@ -60,7 +60,7 @@ class Owner(Protocol):
 class Connection(RequestHandler):
     """One connection, from its handshake to its end."""
 
-    __slots__ = ("_deadline", "_limits", "_owner", "_slot", "_stream", "certificate")
+    __slots__ = ("_deadline", "_limits", "_owner", "_slot", "_stream", "certificate", "tls_unique")
 
     def __init__(
         self, server: web.Server, loop: asyncio.AbstractEventLoop, limits: Limits, slot: Slot, owner: Owner
@@ -78,6 +78,7 @@ class Connection(RequestHandler):
         self._stream: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self.certificate: bytes | None = None
+        self.tls_unique: bytes | None = None
 
     @property
     def holder(self) -> Holder:
@@ -94,7 +95,9 @@ class Connection(RequestHandler):
         self._stream = cast("asyncio.Transport", transport)  # aiohttp forgets its own when it begins to close
         self._slot.end = self._stream.abort
         tls = transport.get_extra_info("ssl_object")
-        self.certificate = None if tls is None else tls.getpeercert(binary_form=True)
+        if tls is not None:
+            self.certificate = tls.getpeercert(binary_form=True)
+            self.tls_unique = tls.get_channel_binding() if tls.version() == "TLSv1.2" else None
         if self.certificate is not None:
             self._owner.recognised(self._slot, self.certificate)
         self._expect(self._limits.head)

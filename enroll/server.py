@@ -153,6 +153,7 @@ def _request_of(request: web.BaseRequest) -> EstRequest:
         request.query if request.query_string else {},
         connection_of(request).certificate,
         request.remote or "",
+        connection_of(request).tls_unique,
     )
 
 

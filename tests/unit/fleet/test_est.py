@@ -11,6 +11,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
+from pyasn1.codec.der import decoder, encoder
+from pyasn1.type.char import PrintableString
+from pyasn1.type.univ import BitString
+from pyasn1_modules import rfc2985, rfc2986
 
 from fleet import est
 from fleet.errors import FleetError
@@ -39,6 +43,39 @@ def _with_null_parameters(der: bytes) -> bytes:
     body = der[:at] + b"\x30\x0c" + oid + b"\x05\x00" + der[at + 12 :]
     assert body[1] == 0x81, "the test's request has a length of one byte"
     return body[:2] + bytes([body[2] + 2]) + body[3:]
+
+
+def _with_challenges(*attributes: tuple[str, ...]) -> bytes:
+    """A request with a challengePassword attribute for each, and each with so many values."""
+    request, _ = decoder.decode(_DER, asn1Spec=rfc2986.CertificationRequest())
+    info = request["certificationRequestInfo"]
+    for number, values in enumerate(attributes):
+        attribute = rfc2986.Attribute()
+        attribute["type"] = rfc2985.pkcs_9_at_challengePassword
+        for position, value in enumerate(values):
+            attribute["values"][position] = encoder.encode(PrintableString(value))
+        info["attributes"][number] = attribute
+    signature = _KEY.sign(encoder.encode(info), ec.ECDSA(hashes.SHA256()))
+    request["signature"] = BitString.fromOctetString(signature)
+    return bytes(encoder.encode(request))
+
+
+def test_a_challenge_is_read_and_compared_whole() -> None:
+    """A request is taken on a connection that it was not made for."""
+    csr = est.parse_csr(_with_challenges(("AAEC",)))
+    assert b"AAEC" == csr.challenge
+    est.check_connection(csr, bytes(range(3)))
+    for binding in (None, b"", bytes(range(2)), bytes(range(4)), b"AAEC"):
+        with pytest.raises(est.InvalidCsr):
+            est.check_connection(csr, binding)
+    est.check_connection(est.parse_csr(_DER), None)
+
+
+@pytest.mark.parametrize("challenges", [[("AAEC",), ("AAED",)], [("AAEC",), ("AAEC",)], [("AAEC", "AAED")], [()]])
+def test_a_request_is_made_for_one_connection(challenges: list[tuple[str, ...]]) -> None:
+    """A second value beside the right one is passed over, or fails the service."""
+    with pytest.raises(est.InvalidCsr):
+        est.parse_csr(_with_challenges(*challenges))
 
 
 def test_a_request_of_ours_is_read() -> None:
