@@ -24,6 +24,7 @@ from fleet.layout import AdminHome, IdentityFiles
 from tests.certificates import pem
 from tests.deadlines import within
 from tests.fleets import csr, new_home
+from tests.processes import run
 from tests.system.brokers import enrol, start_service, wait_ready
 from tests.vectors.record_est import CASES, HERE
 
@@ -122,6 +123,27 @@ def test_what_needs_no_credentials_is_given_to_old_and_labelled_clients(
 ) -> None:
     """A client that speaks HTTP/1.0, sends the whole URL or is set to a label of another server gets nothing."""
     assert 200 == running.ask(head.format(f"{est.BASE}{label}/{operation}").encode())[0]
+
+
+def test_another_asn1_library_reads_the_attributes(running: Service, tmp_path: Path) -> None:
+    """What we ask of a request is read by the library that wrote it, and by no client (RFC 9908, 3.2)."""
+    status, body = running.ask(f"GET {est.CSRATTRS} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert 200 == status
+    encoded, der = tmp_path / "csrattrs", tmp_path / "csrattrs.der"
+    encoded.write_bytes(body)
+    run("openssl", "base64", "-d", "-in", encoded, "-out", der).check()
+    parsed = run("openssl", "asn1parse", "-inform", "DER", "-in", der).check().stdout
+    told = [
+        (int(depth), what) for depth, what in re.findall(r"d=(\d) .*?(?:cons|prim): (.+?) *$", parsed, re.MULTILINE)
+    ]
+    assert [
+        ("0", "SEQUENCE"),
+        ("1", "SEQUENCE"),
+        ("2", "OBJECT            :id-ecPublicKey"),
+        ("2", "SET"),
+        ("3", "OBJECT            :prime256v1"),
+        ("1", "OBJECT            :ecdsa-with-SHA256"),
+    ] == told
 
 
 @pytest.mark.parametrize(
