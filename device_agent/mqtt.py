@@ -120,6 +120,7 @@ class Connection:
         client.connect(self._connect.broker.host, self._connect.broker.port, self._connect.keepalive_seconds)
         connection = client.socket()
         assert isinstance(connection, tls.FleetSocket)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             while self._turn(client, connection):
                 self.last_turn = self._monotonic()
