@@ -32,10 +32,18 @@ class InvalidMessage(InvalidInput):
 
 
 def decode_object(payload: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> JsonObject:
-    """The JSON object in `payload`.
+    """The JSON object in `payload`. Raises: InvalidMessage for what `decode_value` refuses, and for what is no object."""
+    value = decode_value(payload, max_bytes=max_bytes)
+    if not isinstance(value, dict):
+        raise InvalidMessage("the message is not a JSON object")
+    return value
 
-    Raises: InvalidMessage for anything over `max_bytes` or MAX_DEPTH, not UTF-8, not an object, with NaN or infinities,
-    duplicate keys, lone surrogates, or integers past 2**53 - 1 (I-JSON, RFC 7493, section 2).
+
+def decode_value(payload: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Any:
+    """The JSON value in `payload`, which need not be an object: telemetry may be a number alone.
+
+    Raises: InvalidMessage for anything over `max_bytes` or MAX_DEPTH, not UTF-8, with NaN or infinities, duplicate keys,
+    lone surrogates, or integers past 2**53 - 1 (I-JSON, RFC 7493, section 2).
     """
     if len(payload) > max_bytes:
         raise InvalidMessage(f"the message has {len(payload)} bytes, the limit is {max_bytes}")
@@ -51,8 +59,6 @@ def decode_object(payload: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Json
         json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate cannot be encoded
     except (ValueError, RecursionError) as error:
         raise InvalidMessage(f"the message is not I-JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InvalidMessage("the message is not a JSON object")
     return value
 
 
@@ -254,20 +260,20 @@ def decode_status(payload: bytes, device: DeviceId) -> StatusMessage:
     """A status of `device`. Raises: InvalidMessage."""
     fields = decode_object(payload)
     presence = _enum(Presence, fields.get("status"))
-    return StatusMessage(_envelope(fields, device), presence, _text(fields, "reason"), _text(fields, "agent"))
+    return StatusMessage(read_envelope(fields, device), presence, _text(fields, "reason"), _text(fields, "agent"))
 
 
 def decode_hello(payload: bytes, device: DeviceId) -> HelloMessage:
     """A hello of `device`. Raises: InvalidMessage."""
     fields = decode_object(payload)
-    return HelloMessage(_envelope(fields, device), _text(fields, "agent"))
+    return HelloMessage(read_envelope(fields, device), _text(fields, "agent"))
 
 
 def decode_result(payload: bytes, device: DeviceId) -> ResultMessage:
     """A command's result, from `device`. Raises: InvalidMessage."""
     fields = decode_object(payload)
     state = _enum(ResultState, fields.get("state"))
-    return ResultMessage(_envelope(fields, device), state, fields.get("output"), _text(fields, "error"))
+    return ResultMessage(read_envelope(fields, device), state, fields.get("output"), _text(fields, "error"))
 
 
 def decode_command(payload: bytes, device: DeviceId) -> CommandMessage:
@@ -287,7 +293,8 @@ def _check_version_and_sender(fields: JsonObject, device: DeviceId) -> None:
         raise InvalidMessage(f"id is {str(fields.get('id'))[:64]!r}, the topic says {device!s}")
 
 
-def _envelope(fields: JsonObject, device: DeviceId) -> Envelope:
+def read_envelope(fields: JsonObject, device: DeviceId) -> Envelope:
+    """The envelope among `fields` of a message of `device`. Raises: InvalidMessage."""
     _check_version_and_sender(fields, device)
     boot, seq = fields.get("boot"), fields.get("seq")
     if not (isinstance(boot, str) and 0 < len(boot) <= 64):
