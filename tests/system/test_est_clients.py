@@ -133,9 +133,7 @@ def test_another_asn1_library_reads_the_attributes(running: Service, tmp_path: P
     encoded.write_bytes(body)
     run("openssl", "base64", "-d", "-in", encoded, "-out", der).check()
     parsed = run("openssl", "asn1parse", "-inform", "DER", "-in", der).check().stdout
-    told = [
-        (int(depth), what) for depth, what in re.findall(r"d=(\d) .*?(?:cons|prim): (.+?) *$", parsed, re.MULTILINE)
-    ]
+    told = re.findall(r"d=(\d) .*?(?:cons|prim): (.+?) *$", parsed, re.MULTILINE)
     assert [
         ("0", "SEQUENCE"),
         ("1", "SEQUENCE"),
