@@ -27,7 +27,7 @@ _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 class Signer(Protocol):
-    """Something that signs certificates with a key it may never show: a key file, or later a PKCS#11 token."""
+    """Something that signs with a key it may never show: a key file, or later a PKCS#11 token."""
 
     @property
     def public_key(self) -> PublicKey:
@@ -35,6 +35,9 @@ class Signer(Protocol):
 
     def sign(self, builder: x509.CertificateBuilder) -> x509.Certificate:
         """The certificate in `builder`, signed."""
+
+    def sign_crl(self, builder: x509.CertificateRevocationListBuilder) -> x509.CertificateRevocationList:
+        """The list in `builder`, signed."""
 
 
 class KeySigner:
@@ -50,6 +53,9 @@ class KeySigner:
         return self._public_key
 
     def sign(self, builder: x509.CertificateBuilder) -> x509.Certificate:
+        return builder.sign(self._key, self._algorithm)
+
+    def sign_crl(self, builder: x509.CertificateRevocationListBuilder) -> x509.CertificateRevocationList:
         return builder.sign(self._key, self._algorithm)
 
 

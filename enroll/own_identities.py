@@ -21,7 +21,7 @@ from enroll import audit, keys
 from enroll.authority import Authority
 from enroll.home import make_private
 from enroll.issuer import client_names, server_names
-from enroll.registry import Transaction, feed, identity
+from enroll.registry import Transaction, feed, identity, revocations
 from enroll.registry.records import CertificateRecord, CertificateState, PrincipalRecord
 from enroll.service.certification import Order, certify, key_digest
 from fleet import pki
@@ -94,6 +94,7 @@ class Maker:
             self.transaction, self.now, "certificate.issued", principal=own.name, serial=serial, key=record.key.hex()
         )
         if own.state is CertificateState.REVOKED:  # from its first moment: never listed in the directory
+            revocations.revoke(self.transaction, [serial], None, self.now)
             audit.record(self.transaction, self.now, "certificate.revoked", principal=own.name, serial=serial)
         if isinstance(own.holder, Principal):
             feed.announce(self.transaction, own.holder.id)

@@ -22,7 +22,7 @@ from cryptography import x509
 from enroll import authority
 from enroll.authority import Authority
 from enroll.own_identities import Maker, OwnIdentity, number_in_use, own_identities, use
-from enroll.registry import Registry, Transaction, identity
+from enroll.registry import Registry, Transaction, identity, revocations
 from enroll.registry.records import CertificateRecord, CertificateState
 from fleet import pki
 from fleet.config import FleetConfig
@@ -80,7 +80,7 @@ class Renewal:
     def _renew(self, own: OwnIdentity, certificate: x509.Certificate, now: datetime) -> None:
         number = number_in_use(own) + 1
         with self.registry.write() as transaction:
-            parent = _parent(transaction, own, certificate)
+            parent = _parent(transaction, own, certificate, now)
             maker = Maker(transaction, self.authority, self.config, self._enroll_url(own), now, self.token_bytes)
             made = maker.make(own, number, parent)
         use(own, number)
@@ -92,7 +92,9 @@ class Renewal:
         return decode_credential((own.link / "meta.json").read_bytes()).enroll_url if own.is_agent_home else ""
 
 
-def _parent(transaction: Transaction, own: OwnIdentity, certificate: x509.Certificate) -> CertificateRecord | None:
+def _parent(
+    transaction: Transaction, own: OwnIdentity, certificate: x509.Certificate, now: datetime
+) -> CertificateRecord | None:
     """The registry's record of what a principal has now; a successor of it that was never used ends.
 
     Raises: NotFound, FleetError (it may not connect, and so has no successor).
@@ -111,6 +113,6 @@ def _parent(transaction: Transaction, own: OwnIdentity, certificate: x509.Certif
     if record.serial not in live:
         raise FleetError(f"the certificate of {own.holder} was ended", hint="enroll device show tells when")
     ended = [serial for serial in live if serial != record.serial]
-    identity.set_certificate_states(transaction, ended, CertificateState.SUPERSEDED)
+    revocations.supersede(transaction, ended, now)
     identity.set_certificate_states(transaction, [record.serial], CertificateState.CONFIRMED)
     return record

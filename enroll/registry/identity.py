@@ -15,6 +15,7 @@ from enroll.registry.statement import Row, Statement, insert_into
 from fleet.identity import DeviceId, Principal, Role, Serial, State
 
 SHARD_CERTIFICATES: Final = 10_000  # DESIGN section 5: the public CRL builder is quadratic
+SERVERS_SHARD: Final = 0
 
 _PRINCIPAL = select(
     principals.c.id,
@@ -138,7 +139,7 @@ def add_key(transaction: Connection, key: bytes, principal: DeviceId | None, now
 def intend(transaction: Connection, intent: Intent, now: datetime) -> tuple[int, int]:
     """Claim a serial before it is signed: its number, and the CRL shard it belongs to.
 
-    A shard has one issuer: 0 is the servers', the others fill up with clients' certificates.
+    A shard has one issuer: SERVERS_SHARD is the servers', the others fill up with clients' certificates.
     """
     row = _INTEND.first(
         transaction,
@@ -155,7 +156,12 @@ def intend(transaction: Connection, intent: Intent, now: datetime) -> tuple[int,
     )
     assert row is not None
     number = int(row[0])
-    return number, 0 if intent.principal is None else 1 + number // SHARD_CERTIFICATES
+    return number, SERVERS_SHARD if intent.principal is None else shard_of(number)
+
+
+def shard_of(number: int) -> int:
+    """The shard of the client certificate with that number."""
+    return 1 + number // SHARD_CERTIFICATES
 
 
 def set_result(transaction: Connection, record: CertificateRecord, shard: int) -> None:

@@ -23,6 +23,27 @@ class CertificateState(StrEnum):
 LIVE = (CertificateState.PENDING, CertificateState.CONFIRMED)
 
 
+class Reason(StrEnum):
+    """Why a certificate ended, by the names of RFC 5280 (5.3.1). Unspecified is None: then no reason is given."""
+
+    KEY_COMPROMISE = "keyCompromise"
+    CA_COMPROMISE = "cACompromise"
+    AFFILIATION_CHANGED = "affiliationChanged"
+    SUPERSEDED = "superseded"
+    CESSATION_OF_OPERATION = "cessationOfOperation"
+    CERTIFICATE_HOLD = "certificateHold"  # its principal is suspended
+    PRIVILEGE_WITHDRAWN = "privilegeWithdrawn"
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """Since when, and why, a certificate is not good any more, or for now."""
+
+    serial: Serial
+    at: datetime
+    reason: Reason | None
+
+
 @dataclass(frozen=True, slots=True)
 class PrincipalRecord:
     """Whoever holds, or held, a client certificate."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import assert_never
 
 from enroll import audit
-from enroll.registry import Registry, Transaction, approvals, feed, identity, manufacturers
+from enroll.registry import Registry, Transaction, approvals, feed, identity, manufacturers, revocations
 from enroll.registry import tokens as token_rows
-from enroll.registry.records import CertificateRecord, CertificateState, PrincipalRecord
+from enroll.registry.records import CertificateRecord, CertificateState, PrincipalRecord, Reason
 from enroll.service.waiting import deny_open
 from fleet.errors import Denied, NotFound
-from fleet.identity import DeviceId, Role, State
+from fleet.identity import DeviceId, Role, Serial, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,46 +45,88 @@ def resume(registry: Registry, id: DeviceId, *, by: str, now: datetime) -> Princ
     return _move(registry, id, State.ACTIVE, by, now)
 
 
-def revoke(registry: Registry, id: DeviceId, *, by: str, now: datetime) -> PrincipalRecord:
+def revoke(
+    registry: Registry, id: DeviceId, *, by: str, now: datetime, reason: Reason | None = None
+) -> PrincipalRecord:
     """Keep a principal out for good: its certificates and the tokens that could replace it end.
 
-    Raises: NotFound, RegistryUnavailable.
+    Of one that is revoked already, the reason is stated anew. Raises: NotFound, RegistryUnavailable.
     """
-    return _move(registry, id, State.REVOKED, by, now)
+    with registry.write() as transaction:
+        return revoke_in(transaction, id, by=by, now=now, reason=reason)
 
 
-def revoke_in(transaction: Transaction, id: DeviceId, *, by: str, now: datetime) -> PrincipalRecord:
+def revoke_in(
+    transaction: Transaction, id: DeviceId, *, by: str, now: datetime, reason: Reason | None = None
+) -> PrincipalRecord:
     """`revoke`, in the caller's transaction."""
-    return _move_in(transaction, id, State.REVOKED, by, now)
+    found = _find(transaction, id)
+    if found.state is not State.REVOKED:
+        return _moved(transaction, found, State.REVOKED, by, now, reason)
+    ended = _end(transaction, id, by, now, reason)  # a token to replace it was made since
+    if _explain(transaction, found, reason, now) or ended:
+        _record(transaction, found, State.REVOKED, by, now, reason)
+    return found
+
+
+def _explain(transaction: Transaction, found: PrincipalRecord, reason: Reason | None, now: datetime) -> bool:
+    """State why its certificates were revoked; whether that is news."""
+    if reason is None:
+        return False
+    revoked = [
+        each.serial
+        for each in identity.certificates_of(transaction, found.id)
+        if each.state is CertificateState.REVOKED and each.epoch == found.epoch
+    ]
+    others = [serial for serial in revoked if not _is_known(transaction, serial, reason)]
+    revocations.revoke(transaction, others, reason, now)
+    return bool(others)
+
+
+def _is_known(transaction: Transaction, serial: Serial, reason: Reason) -> bool:
+    listed = revocations.find(transaction, serial)
+    return listed is not None and listed.reason is reason
 
 
 def _move(registry: Registry, id: DeviceId, state: State, by: str, now: datetime) -> PrincipalRecord:
     with registry.write() as transaction:
-        return _move_in(transaction, id, state, by, now)
+        found = _find(transaction, id)
+        return found if found.state is state else _moved(transaction, found, state, by, now)
 
 
-def _move_in(transaction: Transaction, id: DeviceId, state: State, by: str, now: datetime) -> PrincipalRecord:
-    found = _find(transaction, id)
-    if found.state is state:
-        if state is State.REVOKED and _end(transaction, id, by, now):  # a token to replace it was made since
-            audit.record(transaction, now, f"principal.{state}", principal=str(found.principal), by=by)
-        return found
+def _moved(
+    transaction: Transaction, found: PrincipalRecord, state: State, by: str, now: datetime, reason: Reason | None = None
+) -> PrincipalRecord:
     if found.state is State.REVOKED:
-        hint = f"give its name to a new key: enroll token create --device {id} --replace"
-        raise Denied(f"{id} is revoked, and that is for good", hint=hint)
+        hint = f"give its name to a new key: enroll token create --device {found.id} --replace"
+        raise Denied(f"{found.id} is revoked, and that is for good", hint=hint)
     moved = replace(found, state=state)
     identity.update_principal(transaction, moved)
-    if state is State.REVOKED:
-        _end(transaction, id, by, now)
-    feed.announce(transaction, id)
-    audit.record(transaction, now, f"principal.{state}", principal=str(found.principal), by=by)
+    match state:
+        case State.ACTIVE:
+            revocations.release(transaction, found.id)
+        case State.SUSPENDED:
+            revocations.hold(transaction, found.id, now)
+        case State.REVOKED | State.REMOVED:
+            _end(transaction, found.id, by, now, reason)
+        case _:
+            assert_never(state)
+    feed.announce(transaction, found.id)
+    _record(transaction, found, state, by, now, reason)
     return moved
 
 
-def _end(transaction: Transaction, id: DeviceId, by: str, now: datetime) -> bool:
+def _record(
+    transaction: Transaction, found: PrincipalRecord, state: State, by: str, now: datetime, reason: Reason | None
+) -> None:
+    why = {} if reason is None else {"reason": reason.value}
+    audit.record(transaction, now, f"principal.{state}", principal=str(found.principal), by=by, **why)
+
+
+def _end(transaction: Transaction, id: DeviceId, by: str, now: datetime, reason: Reason | None) -> bool:
     """End what `id` holds, and what could give it more; whether there was any."""
     live = [certificate.serial for certificate in identity.live_certificates_of(transaction, id)]
-    identity.set_certificate_states(transaction, live, CertificateState.REVOKED)
+    revocations.revoke(transaction, live, reason, now)
     tokens_ended = token_rows.revoke_replace_tokens(transaction, id, now)
     claim_ended = manufacturers.end_replace(transaction, id)
     waiting = approvals.open_of_device(transaction, id, now)

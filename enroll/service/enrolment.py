@@ -9,7 +9,7 @@ from typing import Final
 
 from enroll import tokens
 from enroll.issuer import Issuer, client_names
-from enroll.registry import Registry, Transaction, identity, manufacturers
+from enroll.registry import Registry, Transaction, identity, manufacturers, revocations
 from enroll.registry import tokens as token_rows
 from enroll.registry.records import (
     Approval,
@@ -141,7 +141,7 @@ class Enrolment:
             if identity.is_key_known(transaction, asked.key):
                 raise NotAllowed("this key was certified before", hint=_NEW_KEY)
             source = {"manufacturer": found.manufacturer, "hardware_serial": found.hardware_serial}
-            store(transaction, principal)
+            store(transaction, principal, now)
             certificate = self._certify(transaction, principal, asked, pki.PROFILES[found.profile], now)
             manufacturers.given(transaction, found, certificate.number)
             return issued(transaction, principal, certificate, now, **source)
@@ -156,7 +156,7 @@ class Enrolment:
         approval: ApprovalRecord | None,
     ) -> Issued:
         """The first certificate of the principal's epoch, and what it was given for."""
-        store(transaction, principal)
+        store(transaction, principal, now)
         profile = pki.CLIENT if token is None else pki.PROFILES[token.profile]
         certificate = self._certify(transaction, principal, asked, profile, now)
         source = {}
@@ -193,7 +193,7 @@ class Enrolment:
     ) -> Issued:
         used = peer.certificate
         ended = [certificate.serial for certificate in live if certificate.serial != used.serial]
-        identity.set_certificate_states(transaction, ended, CertificateState.SUPERSEDED)
+        revocations.supersede(transaction, ended, now)
         identity.set_certificate_states(transaction, [used.serial], CertificateState.CONFIRMED)
         generation = 1 + max(certificate.generation for certificate in live)
         profile = pki.PROFILES[used.profile]

@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Final
 
 from enroll import audit
-from enroll.registry import Transaction, feed, identity
-from enroll.registry.records import LIVE, CertificateRecord, CertificateState, PrincipalRecord
+from enroll.registry import Transaction, feed, identity, revocations
+from enroll.registry.records import LIVE, CertificateRecord, PrincipalRecord, Reason
 from enroll.service.admission import NotAllowed
 from fleet.identity import DeviceId, Principal, Serial, State
 
@@ -46,13 +46,13 @@ def repeat(transaction: Transaction, serial: Serial, device: DeviceId) -> Issued
     return given(principal, certificate, is_repeated=True)
 
 
-def store(transaction: Transaction, principal: PrincipalRecord) -> None:
+def store(transaction: Transaction, principal: PrincipalRecord, now: datetime) -> None:
     """Add the principal, or begin its next epoch: what its predecessor held ends."""
     if principal.epoch == 1:
         identity.add_principal(transaction, principal)
         return
     ended = [certificate.serial for certificate in identity.live_certificates_of(transaction, principal.id)]
-    identity.set_certificate_states(transaction, ended, CertificateState.REVOKED)
+    revocations.revoke(transaction, ended, Reason.SUPERSEDED, now)
     identity.update_principal(transaction, principal)
 
 

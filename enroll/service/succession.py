@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from enroll import audit
-from enroll.registry import Registry, Transaction, endings, feed, identity
+from enroll.registry import Registry, Transaction, endings, feed, identity, revocations
 from enroll.registry.records import LIVE, CertificateRecord, CertificateState
 from enroll.service.admission import Peer, admit
 from fleet.identity import DeviceId, Principal, Serial
@@ -83,7 +83,7 @@ def _end(transaction: Transaction, serial: Serial, now: datetime) -> tuple[Devic
     certificate = identity.find_certificate(transaction, serial)
     if certificate is None or certificate.principal is None or certificate.state not in LIVE:
         return None
-    identity.set_certificate_states(transaction, [serial], CertificateState.SUPERSEDED)
+    revocations.supersede(transaction, [serial], now)
     feed.announce(transaction, certificate.principal)
     audit.record(transaction, now, "certificate.superseded", principal=certificate.principal, serial=serial)
     return certificate.principal, serial

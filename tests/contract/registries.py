@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from enroll.audit import first_broken
-from enroll.registry import Registry, feed, identity, log, overview
+from enroll.crl import EVERYTHING
+from enroll.registry import Registry, Transaction, feed, identity, log, overview, revocations
 from enroll.registry import tokens as token_rows
 from enroll.registry.overview import Filter
-from enroll.registry.records import LIVE, CertificateState
+from enroll.registry.records import LIVE, CertificateState, PrincipalRecord, Reason
 from fleet.directory import Entry
 from fleet.identity import State
 
@@ -37,6 +38,7 @@ def check_invariants(registry: Registry) -> None:
         redemptions = token_rows.redemptions(transaction)
         assert first_broken(log.entries(transaction)) is None
         assert 0 == identity.count_unsigned(transaction)
+        _check_revocations(transaction, principals)
         for group in {name for principal in principals for name in principal.groups}:
             members = overview.page(transaction, Filter(group=group), None, 1000)
             assert {each.record.id for each in members} == {p.id for p in principals if group in p.groups}
@@ -57,3 +59,20 @@ def check_invariants(registry: Registry) -> None:
         assert isinstance(entry, Entry)
         assert {certificate.serial for certificate in live} == entry.serials
         assert (principal.state, principal.epoch) == (entry.state, entry.epoch)
+
+
+def _check_revocations(transaction: Transaction, principals: list[PrincipalRecord]) -> None:
+    """On CRLs stand those that ended and those of who is suspended, each once, in its shard; no others."""
+    expected, held = set(), set()
+    for principal in principals:
+        for certificate in identity.certificates_of(transaction, principal.id):
+            if certificate.state not in LIVE:
+                expected.add(certificate.serial)
+            elif principal.state is State.SUSPENDED:
+                held.add(certificate.serial)
+    shards = revocations.revisions(transaction)
+    lines = [line for shard in shards for line in revocations.of_shard(transaction, shard, EVERYTHING)]
+    assert sorted(expected | held) == sorted(line.serial for line in lines)
+    assert held == {line.serial for line in lines if line.reason is Reason.CERTIFICATE_HOLD}
+    of_issuer = revocations.of_issuer(transaction, "devices", EVERYTHING)
+    assert sorted(expected | held) == sorted(line.serial for line in of_issuer)
