@@ -203,10 +203,11 @@ def _hardware() -> Hardware:
     """What a Pi's firmware, or a PC's, says of itself; nothing where it says nothing."""
     from device_agent.est_client import Hardware
 
-    return Hardware(_first_line(_SERIAL_FILES), _first_line(_MODEL_FILES))
+    return Hardware(first_line(_SERIAL_FILES), first_line(_MODEL_FILES))
 
 
-def _first_line(paths: Sequence[Path]) -> str:
+def first_line(paths: Sequence[Path]) -> str:
+    """What the first of these files that can be read says, as firmware ends it: with a NUL, or a line break."""
     for path in paths:
         try:
             with path.open("rb") as file:

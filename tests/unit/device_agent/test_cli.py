@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import device_agent
+from device_agent.cli import first_line
 from fleet.join import JoinCode, JoinFile, new_token
 from tests.processes import run
 
@@ -115,3 +116,12 @@ def test_a_reader_that_goes_away_gets_no_traceback(tmp_path: Path) -> None:
             [sys.executable, "-m", "device_agent.cli", "--help"], stdout=gone, stderr=subprocess.PIPE, text=True
         )
     assert "Traceback" not in done.stderr
+
+
+def test_the_hardwares_own_words_are_read_as_firmware_writes_them(tmp_path: Path) -> None:
+    """An admin who approves sees a NUL behind the serial, or a device without these files cannot join."""
+    (tmp_path / "serial").write_bytes(b"10000000c1d2e3f4\0")
+    (tmp_path / "model").write_bytes(b"Standard PC\n")
+    missing = tmp_path / "missing"
+    found = [first_line(paths) for paths in ((missing, tmp_path / "serial"), (tmp_path / "model",), (missing,), ())]
+    assert ["10000000c1d2e3f4", "Standard PC", "", ""] == found
