@@ -50,11 +50,18 @@ class SteppedLoop(asyncio.SelectorEventLoop):
         self.complaints: list[str] = []
         self._left: int | None = None
         self._strike = _nothing
-        self._ready = _Ready(self._step)  # asyncio's own list of callbacks that are due
+        self._scheduled: list[
+            asyncio.TimerHandle
+        ] = []  # asyncio's own, as is the next: what is to come, and what is due
+        self._ready = _Ready(self._step)
         self.set_exception_handler(lambda _, context: self.complaints.append(f"{context}"))
 
     def time(self) -> float:
         return super().time() + self.skipped_seconds
+
+    def timers(self) -> int:
+        """How many callbacks are to come at a later time."""
+        return sum(not handle.cancelled() for handle in self._scheduled)  # asyncio's own heap
 
     def strike_after(self, steps: int, strike: Callable[[], None]) -> None:
         self._left, self._strike = steps, strike

@@ -148,6 +148,27 @@ def test_it_may_come_through_the_feed(
     assert run(make_engine, fleet, Followed(tmp_path / "directory", fleet), SCENARIOS[scenario], "revoked") > 20
 
 
+def test_a_cut_leaves_no_timer_behind(make_engine: EngineMaker, fleet: TestFleet) -> None:
+    """Whoever was slowed for minutes would stay in memory for as long, once for each time that it came back."""
+
+    async def work(loop: SteppedLoop) -> int:
+        limits = Limits(messages_per_second=1, burst_seconds=1.0)
+        stage = new_stage(loop, make_engine, fleet, Direct(), limits)
+        async with stage.running():
+            await be_listed(stage)
+            before = loop.timers()
+            peer = await stage.open()
+            await peer.send(connect(), mqtt.publish(f"devices/{ID}/up/x") * 1000, mqtt.PINGREQ)
+            await peer.receive()
+            await stage.operator_reads()
+            stage.strike(CHANGES["revoked"])
+            await peer.end()
+            await turns()
+            return loop.timers() - before
+
+    assert 0 == stepped(work)
+
+
 # That these tests would find it
 
 

@@ -92,7 +92,6 @@ class Connection(asyncio.Protocol):
         "_identity",
         "_is_ending",
         "_is_paused",
-        "_is_slowed",
         "_last_packet_at",
         "_out",
         "_out_bytes",
@@ -101,6 +100,7 @@ class Connection(asyncio.Protocol):
         "_paused_at",
         "_rest",
         "_session",
+        "_slowing",
         "_timer",
         "_tls",
         "_transport",
@@ -121,7 +121,7 @@ class Connection(asyncio.Protocol):
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._is_paused = False
-        self._is_slowed = False
+        self._slowing: asyncio.TimerHandle | None = None
         self._is_ending = False
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = 0.0
@@ -173,6 +173,8 @@ class Connection(asyncio.Protocol):
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
+        if self._slowing is not None:
+            self._slowing.cancel()
         if self._held is not None:
             self._held.cancel()
 
@@ -311,20 +313,21 @@ class Connection(asyncio.Protocol):
             return
         if not slowed_for:
             hub.slowed(session)
-        self._is_slowed = True
+        if self._slowing is not None:
+            self._slowing.cancel()
+        self._slowing = self._door.loop.call_later(seconds, self._end_slowing)
         self._transport.pause_reading()
-        self._door.loop.call_later(seconds, self._end_slowing)
 
     def _end_slowing(self) -> None:
         now = self._door.loop.time()
-        self._is_slowed = False
+        self._slowing = None
         self._last_packet_at = now  # it may have sent in time: nobody looked
         if self._packet_began_at:
             self._packet_began_at = now
         self._resume_reading()
 
     def _resume_reading(self) -> None:
-        if self._transport is None or self._is_ending or self._is_slowed or self._held is not None:
+        if self._transport is None or self._is_ending or self._slowing is not None or self._held is not None:
             return
         if not (self._is_paused and self._out_bytes > _MAX_UNREAD_ANSWERS_BYTES):
             self._transport.resume_reading()
@@ -439,9 +442,9 @@ class Connection(asyncio.Protocol):
         """The seconds that are left of each deadline."""
         hub = self._door.hub
         yield (identity.not_after - hub.now()).total_seconds(), Reason.EXPIRED
-        if session.keep_alive and not self._is_slowed:
+        if session.keep_alive and self._slowing is None:
             yield self._last_packet_at + 1.5 * session.keep_alive - now, Reason.KEEPALIVE  # MQTT-3.1.2-24
-        if self._packet_began_at and not self._is_slowed:
+        if self._packet_began_at and self._slowing is None:
             yield self._packet_began_at + hub.limits.packet_seconds - now, Reason.TOO_SLOW
         if session.client is not None and admission.needs_fresh_directory(session.client.principal.role):
             yield (_MAX_CHECK_SECONDS if hub.rules.is_fresh() else 0.0), Reason.STALE_DIRECTORY
