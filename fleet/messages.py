@@ -32,7 +32,7 @@ class InvalidMessage(InvalidInput):
 
 
 def decode_object(payload: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> JsonObject:
-    """The JSON object in `payload`. Raises: InvalidMessage for what `decode_value` refuses, and for what is no object."""
+    """The JSON object in `payload`. Raises: InvalidMessage for what `decode_value` refuses, and for no object."""
     value = decode_value(payload, max_bytes=max_bytes)
     if not isinstance(value, dict):
         raise InvalidMessage("the message is not a JSON object")
@@ -42,8 +42,8 @@ def decode_object(payload: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Json
 def decode_value(payload: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Any:
     """The JSON value in `payload`, which need not be an object: telemetry may be a number alone.
 
-    Raises: InvalidMessage for anything over `max_bytes` or MAX_DEPTH, not UTF-8, with NaN or infinities, duplicate keys,
-    lone surrogates, or integers past 2**53 - 1 (I-JSON, RFC 7493, section 2).
+    Raises: InvalidMessage for anything over `max_bytes` or MAX_DEPTH, not UTF-8, with NaN or infinities, duplicate
+    keys, lone surrogates, or integers past 2**53 - 1 (I-JSON, RFC 7493, section 2).
     """
     if len(payload) > max_bytes:
         raise InvalidMessage(f"the message has {len(payload)} bytes, the limit is {max_bytes}")
