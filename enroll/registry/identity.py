@@ -14,6 +14,7 @@ from enroll.registry.schema import certificates, keys, memberships, principals
 from enroll.registry.statement import Row, Statement, insert_into
 from fleet.identity import DeviceId, Principal, Role, Serial, State
 
+_NO_NAMES: Final = "[]"  # most lists, and decoded several times in each enrolment
 SHARD_CERTIFICATES: Final = 10_000  # DESIGN section 5: the public CRL builder is quadratic
 SERVERS_SHARD: Final = 0
 
@@ -120,6 +121,8 @@ def update_principal(transaction: Connection, record: PrincipalRecord) -> None:
 
 
 def _regroup(transaction: Connection, id: DeviceId, before: Sequence[str], after: Sequence[str]) -> None:
+    if before == after:
+        return
     for name in set(before) - set(after):
         _LEAVE.run(transaction, of=id, name=name)
     for name in set(after) - set(before):
@@ -214,12 +217,12 @@ def set_certificate_states(transaction: Connection, serials: Iterable[Serial], s
 
 def encode_names(groups: Sequence[str]) -> str:
     """A list of names as the tables keep it."""
-    return json.dumps(list(groups))
+    return json.dumps(list(groups)) if groups else _NO_NAMES
 
 
 def decode_names(text: str) -> tuple[str, ...]:
     """The inverse of `encode_names`."""
-    return tuple(json.loads(text))
+    return () if text == _NO_NAMES else tuple(json.loads(text))
 
 
 def _principal(row: Row) -> PrincipalRecord:

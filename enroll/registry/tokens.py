@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import Connection, Integer, and_, bindparam, func, select, update
 
@@ -152,13 +152,22 @@ def use_of_key(transaction: Connection, token: str, key: bytes) -> KeyUse:
 
 
 def _token(row: Row) -> TokenRecord:
-    fields = dict(zip(_COLUMNS, row, strict=True))
-    device = fields.pop("device")
-    decoded: dict[str, Any] = {
-        "device": None if device is None else DeviceId(device),
-        "role": Role(fields.pop("role")),
-        "groups": decode_names(fields.pop("groups")),
-        "sources": decode_names(fields.pop("sources")),
-        "approval": Approval(fields.pop("approval")),
-    }
-    return TokenRecord(**fields, **decoded)
+    (name, digest, device, pattern, role, groups, profile, replace, uses, left, *dates, sources, approval) = row
+    made, over, ended = dates
+    return TokenRecord(
+        name,
+        digest,
+        None if device is None else DeviceId(device),
+        pattern,
+        Role(role),
+        decode_names(groups),
+        profile,
+        replace,
+        uses,
+        left,
+        made,
+        over,
+        ended,
+        decode_names(sources),
+        Approval(approval),
+    )

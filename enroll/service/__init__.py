@@ -1,7 +1,7 @@
 """What admins and devices can do with the fleet: each use case is one transaction, done whole or not at all.
 
 `administration`  principals, show, suspend, resume, revoke
-`invitations`     invite, invite_all, check_orders, find_token, revoke_token, enrolled_by, revoke_enrolled, tokens
+`invitations`     invite, invite_all, check_orders, revoke_token, enrolled_by, revoke_enrolled, tokens
 `decisions`       requests, find_request, check_approvable, approve, deny
 `manufacturers`   add_manufacturer, remove_manufacturer, trusted_manufacturers; add_claims, claims, remove_claim, ...
 `enrolment`       Enrolment: enrol, pair, claim, reenrol (needs the CA; the others do not)
@@ -18,7 +18,6 @@ from enroll.service.invitations import (
     Invitation,
     check_orders,
     enrolled_by,
-    find_token,
     invite,
     invite_all,
     revoke_enrolled,
@@ -66,7 +65,6 @@ __all__ = [
     "deny",
     "enrolled_by",
     "find_request",
-    "find_token",
     "hardware_of",
     "invite",
     "invite_all",

@@ -94,12 +94,6 @@ def check_usable(transaction: Transaction, device: DeviceId | None, role: Role, 
         raise Denied(f"{found.id} has an identity already ({found.state})", hint="add --replace to give it a new key")
 
 
-def find_token(registry: Registry, id: str) -> TokenRecord:
-    """The token of that id. Raises: NotFound."""
-    with registry.read() as transaction:
-        return _find(transaction, id)
-
-
 def revoke_token(registry: Registry, id: str, *, by: str, now: datetime) -> TokenRecord:
     """End a token, used or not; ending it again changes nothing. Raises: NotFound, RegistryUnavailable."""
     with registry.write() as transaction:
