@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from device_agent import config_client, https, status, tls, waiting
 from device_agent.failures import Cause, Failure, words
-from device_agent.mqtt import CONNECT_SECONDS, KEEPALIVE_SECONDS
+from device_agent.mqtt import CONNECT_SECONDS, KEEPALIVE_SECONDS, connect_packet
 from device_agent.store import Store, check_private
 from fleet.config import Address
 from fleet.errors import FleetError, InvalidInput, NotFound, printable
@@ -210,8 +210,6 @@ class Doctor:
 
 def _be_admitted(connection: ssl.SSLSocket, device: str) -> None:
     """CONNECT, as the agent does, and take leave. Raises: OSError if the broker does not let us in."""
-    from device_agent.explain import connect_packet
-
     connection.settimeout(CONNECT_SECONDS)
     connection.sendall(connect_packet(device, KEEPALIVE_SECONDS))
     answer = connection.recv(4)

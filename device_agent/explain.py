@@ -20,7 +20,7 @@ from device_agent import config_client, https, status, tls
 from device_agent import explain_text as text
 from device_agent.failures import Cause, Failure, words
 from device_agent.handshake import Trace
-from device_agent.mqtt import CONNECT_SECONDS, KEEPALIVE_SECONDS
+from device_agent.mqtt import CONNECT_SECONDS, KEEPALIVE_SECONDS, connect_packet
 from fleet.config import Address
 from fleet.errors import Denied, FleetError, Unreachable
 from fleet.identity import Server
@@ -145,14 +145,6 @@ class Explanation:
         said = words(failure, self.credential.device, self.credential.not_after)
         kind = Denied if failure.cause in (Cause.REFUSED, Cause.CLOSED) else Unreachable
         return kind(said.message, hint=said.hint)
-
-
-def connect_packet(client_id: str, keepalive_seconds: int) -> bytes:
-    """CONNECT of MQTT 3.1.1 with no will, and the session kept (section 3.1)."""
-    name = client_id.encode()
-    body = b"\x00\x04MQTT\x04\x00" + keepalive_seconds.to_bytes(2) + len(name).to_bytes(2) + name
-    assert len(body) < 128  # the length fits one byte: an id has at most 64 characters
-    return bytes([0x10, len(body)]) + body
 
 
 def _read_exactly(connection: ssl.SSLSocket, size: int) -> bytes:

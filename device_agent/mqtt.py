@@ -226,3 +226,11 @@ class Connection:
 
 def _ignore(client: paho.Client, data: Any, connection: Any) -> None:
     """Nothing to do: the loop asks want_write() itself."""
+
+
+def connect_packet(client_id: str, keepalive_seconds: int) -> bytes:
+    """CONNECT of MQTT 3.1.1 with no will, and the session kept (section 3.1)."""
+    name = client_id.encode()
+    body = b"\x00\x04MQTT\x04\x00" + keepalive_seconds.to_bytes(2) + len(name).to_bytes(2) + name
+    assert len(body) < 128  # the length fits one byte: an id has at most 64 characters
+    return bytes([0x10, len(body)]) + body

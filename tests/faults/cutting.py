@@ -22,6 +22,7 @@ CALLS: Final = (
 SECTOR_BYTES: Final = 512
 _CALL: Final = re.compile(r"^\d+ +(\w+)\((.*)$")
 _WRITTEN: Final = re.compile(r"^\d+<(.+?)>, .*, (\d+), (\d+)\) += (\d+)")
+_APPENDED: Final = re.compile(r"^\d+<(.+?)>, .*\) += (\d+)")
 _NAMED: Final = re.compile(r'"([^"]+)"|\d+<([^<>]+)>')
 
 
@@ -31,6 +32,11 @@ class Point:
 
     name: str
     number: int
+
+    @property
+    def kill(self) -> str:
+        """What strace is told."""
+        return f"{self.name}:signal=KILL:when={self.number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +70,12 @@ def points_of(log: Path, paths: Iterable[Path]) -> list[Point]:
 
 
 class Traced(Program):
-    """One of our programs under strace; with `kill_at` it dies at that point of its calls on `paths`."""
+    """One of our programs under strace: its calls on `paths` are logged, and what `inject` says befalls them."""
 
-    def __init__(self, log: Path, paths: Sequence[Path], kill_at: Point | None, program: str, *args: object) -> None:
+    def __init__(self, log: Path, paths: Sequence[Path], inject: str, program: str, *args: object) -> None:
         filters = [word for path in paths for word in ("-P", path)]
-        kill = [f"--inject={kill_at.name}:signal=KILL:when={kill_at.number}"] if kill_at else []
-        options = ["-f", "-qq", "-y", "-o", log, f"--trace={CALLS}", *kill, *filters]
+        faults = [f"--inject={inject}"] if inject else []
+        options = ["-f", "-qq", "-y", "-o", log, f"--trace={CALLS}", *faults, *filters]
         super().__init__("strace", *options, *command_line(program, *args))
 
     def terminate(self) -> None:
@@ -93,6 +99,8 @@ def lose_unsynced(log: Path, files: Sequence[Path], chance: random.Random) -> in
             unsynced.pop(match[1], None)
         elif call.name == "pwrite64" and (match := _WRITTEN.match(call.text)):
             unsynced.setdefault(match[1], []).append((int(match[3]), int(match[4])))
+        elif call.name == "write" and (match := _APPENDED.match(call.text)):  # ours are written in one go
+            unsynced.setdefault(match[1], []).append((0, int(match[2])))
     return sum(_damage(file, unsynced.get(str(file), []), chance) for file in files if file.exists())
 
 

@@ -81,7 +81,18 @@ def cut_joins(cuts: Cuts, step: int) -> None:
 
 
 def _joining(cuts: Cuts, home: AgentHome, code: JoinCode, paths: Sequence[Path], point: Point | None) -> Traced:
-    return Traced(cuts.log, paths, point, "device-agent", "join", code, "--id", home.path.name, "--home", home.path)
+    return Traced(
+        cuts.log,
+        paths,
+        point.kill if point else "",
+        "device-agent",
+        "join",
+        code,
+        "--id",
+        home.path.name,
+        "--home",
+        home.path,
+    )
 
 
 def _cut_join(cuts: Cuts, names: Sequence[Path], point: Point) -> None:
@@ -90,6 +101,7 @@ def _cut_join(cuts: Cuts, names: Sequence[Path], point: Point) -> None:
     with _joining(cuts, home, code, [home.path / name for name in names], point) as killed:
         assert killed.was_cut(), point
         cuts.count += 1
+    cuts.torn += lose_unsynced(cuts.log, [home.path / name for name in names if name.suffix], cuts.chance)
     again = join(home, code, home.path.name)
     if "is enrolled already" not in again.stderr:
         again.check()
@@ -138,7 +150,9 @@ def _cut_outage(cuts: Cuts, template: AgentHome, point: Point | None) -> None:
     home = AgentHome(cuts.folder / "outage")
     shutil.copytree(template.path, home.path, symlinks=True)
     promised = 0
-    with Traced(cuts.log, spool_paths(home), point, "device-agent", "run", "--home", home.path) as agent:
+    with Traced(
+        cuts.log, spool_paths(home), point.kill if point else "", "device-agent", "run", "--home", home.path
+    ) as agent:
         try:
             agent.wait_for_line("connection.failed", stream="stderr")
             with Application(home) as app:
@@ -208,7 +222,9 @@ def _cut_return(cuts: Cuts, template: AgentHome, point: Point | None) -> None:
     shutil.copytree(template.path, home.path, symlinks=True)
     command, was_told = secrets.token_hex(8), False
     with Operator(cuts.fleet) as operator:
-        with Traced(cuts.log, spool_paths(home), point, "device-agent", "run", "--home", home.path) as agent:
+        with Traced(
+            cuts.log, spool_paths(home), point.kill if point else "", "device-agent", "run", "--home", home.path
+        ) as agent:
             try:
                 agent.wait_for_line("connection.ready", stream="stderr")
                 with Application(home, ("echo",)) as app:

@@ -7,11 +7,15 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 
+from device_agent.outbox import MAX_MESSAGES
 from fleet.layout import AgentHome
 from tests.deadlines import within
+from tests.faults.cutting import Traced
+from tests.processes import run
 from tests.system.agents import Agent, Application, LiveFleet, Operator, live_fleet, status_of
 
 
@@ -72,6 +76,28 @@ def test_a_working_connection_leaves_the_disk_alone(fleet: LiveFleet) -> None:
             assert number == operator.next("devices/pump-02/up/telemetry/load")["data"]
         agent.stop()
     assert not (home.path / "spool.db").exists()
+
+
+def test_a_full_disk_is_told_and_ends_nothing(fleet: LiveFleet, tmp_path: Path) -> None:
+    """A card that other programs have filled would take the device offline, or its memory."""
+    home = fleet.joined("pump-04")
+    (home.path / "config.json").write_text('{"v":1,"brokers":["mqtts://127.0.0.1:1"]}')
+    meta = json.loads(home.meta.read_bytes()) | {"enroll_url": "https://127.0.0.1:1"}
+    home.meta.write_text(json.dumps(meta))
+    files = [home.path / "spool.db", home.path / "spool.db-wal"]
+    with Traced(tmp_path / "log", files, "pwrite64:error=ENOSPC", "device-agent", "run", "--home", home.path) as agent:
+        agent.wait_for_line("connection.failed", stream="stderr")
+        with Application(home) as app:
+            for number in range(MAX_MESSAGES + 500):
+                app.say(type="telemetry", stream="load", data={"n": number})
+            agent.wait_for_line("spool.failed .*full", stream="stderr")
+            wait_until(home, lambda spool: "full" in str(spool["error"]))
+            app.say(type="status")
+            fields = app.next("status")
+            assert (MAX_MESSAGES, 500) == (fields["waiting_messages"], fields["dropped_messages"])
+        told = run("device-agent", "doctor", "-o", "json", "--home", home.path).stdout
+        assert {"spool-failed", "messages-dropped"} <= {each["code"] for each in json.loads(told)}
+        assert 1 == agent.stderr.count("spool.failed")
 
 
 def test_a_damaged_spool_does_not_keep_a_device_offline(fleet: LiveFleet) -> None:
