@@ -126,6 +126,11 @@ class Connection(RequestHandler):
         finally:
             self._slot.waits_for_peer = False
 
+    def abort(self) -> None:
+        """End it at once, whatever was to come."""
+        if self._stream is not None:
+            self._stream.abort()
+
     def expect_no_more(self) -> None:
         """What is left of a body is not waited for."""
         self._lingering_time = 0.0
@@ -139,10 +144,10 @@ class Connection(RequestHandler):
         return finished
 
     def handle_error(self, *args: Any, **kw: Any) -> web.StreamResponse:
-        """The answer to what is no HTTP; it does not tell what this is written with."""
-        response = super().handle_error(*args, **kw)
-        response.headers["Server"] = SERVER
-        return response
+        """The answer to what is no HTTP; it tells neither what this is written with nor what was sent."""
+        status = super().handle_error(*args, **kw).status
+        text = "this cannot be read as HTTP/1.1\n" if status < 500 else "the service failed\n"
+        return closing(web.Response(status=status, text=text, headers={"Server": SERVER}))
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """What is no HTTP is the peer's mistake and one line; anything else is ours, and keeps its traceback.
