@@ -101,7 +101,7 @@ def lose_unsynced(log: Path, files: Sequence[Path], chance: random.Random) -> in
             unsynced.setdefault(match[1], []).append((int(match[3]), int(match[4])))
         elif call.name == "write" and (match := _APPENDED.match(call.text)):  # ours are written in one go
             unsynced.setdefault(match[1], []).append((0, int(match[2])))
-    return sum(_damage(file, unsynced.get(str(file), []), chance) for file in files if file.exists())
+    return sum(_damage(file, unsynced.get(str(file), []), chance) for file in files if file.is_file())
 
 
 def _damage(file: Path, written: Iterable[tuple[int, int]], chance: random.Random) -> int:

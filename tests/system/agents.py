@@ -64,10 +64,10 @@ class LiveFleet:
         join(home, self.invite(device), device).check()
         return home
 
-    def start_broker(self) -> None:
-        """A broker on any free port."""
+    def start_broker(self, port: int = 0) -> None:
+        """A broker, on any free port or this one."""
         self.broker = self.stack.enter_context(
-            Program("broker", "serve", "--home", self.home.path, "--listen", listen_on(self.host))
+            Program("broker", "serve", "--home", self.home.path, "--listen", listen_on(self.host, port))
         )
         self.broker_url = self.broker.wait_for_line(r"^broker: ready (\S+)$")[1]
 
@@ -77,15 +77,15 @@ class LiveFleet:
         return str(parts.hostname), int(parts.port or 0)
 
 
-def listen_on(host: str) -> str:
-    """Any free port of that address."""
-    return f"[{host}]:0" if ":" in host else f"{host}:0"
+def listen_on(host: str, port: int = 0) -> str:
+    """A port of that address, any free one if it is 0."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @contextmanager
 def live_fleet(folder: Path, *, with_broker: bool, host: str = "127.0.0.1") -> Iterator[LiveFleet]:
     """A new fleet whose service, and broker if wanted, run on an address of this machine."""
-    home = new_home(folder / "fleet", **({} if host == "127.0.0.1" else {"hosts": (host,)}))
+    home = new_home(folder / "fleet", hosts=("localhost", "127.0.0.1") if host == "127.0.0.1" else (host,))
     with ExitStack() as stack:
         service = stack.enter_context(Program("enroll", "serve", "--home", home.path, "--listen", listen_on(host)))
         url = service.wait_for_line(r"^enroll: ready (\S+)$")[1]
