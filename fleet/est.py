@@ -1,7 +1,7 @@
 """Enrollment over Secure Transport, both sides of the wire (RFC 7030, 8951): paths, values, CSR and PKCS#7 codecs.
 
 Who sends the bytes is each program's own shell. What is accepted is wider than what is sent: base64 wrapped, unwrapped
-or as PEM; Content-Transfer-Encoding is ignored on input (RFC 8951, section 2).
+or as PEM; Content-Transfer-Encoding is ignored on input (RFC 8951, section 3).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
-from cryptography.x509.oid import AttributeOID, NameOID
+from cryptography.x509.oid import AttributeOID, NameOID, PublicKeyAlgorithmOID
 
 from fleet.errors import FleetError
 from fleet.identity import DeviceId, InvalidDeviceId
-from fleet.pki import PublicKey, check_public_key
+from fleet.pki import PublicKey, WeakKey, check_public_key
 
 BASE: Final = "/.well-known/est"
 CACERTS: Final = f"{BASE}/cacerts"
@@ -124,6 +124,9 @@ def parse_csr(der: bytes) -> Csr:
     try:
         request = x509.load_der_x509_csr(without_null_parameters(der))
         key = check_public_key(request.public_key())
+        kind: x509.ObjectIdentifier = request.public_key_algorithm_oid  # type: ignore[attr-defined] # the stub's mistake
+        if kind == PublicKeyAlgorithmOID.RSASSA_PSS:  # the certificate would be for a plain RSA key
+            raise WeakKey("a key for RSASSA-PSS alone is not accepted", hint="make it a plain RSA key, or P-256")
         algorithm = request.signature_hash_algorithm
         if algorithm is not None and algorithm.name in _WEAK_HASHES:
             raise InvalidCsr(f"the request is signed with {algorithm.name}", hint="sign it with SHA-256 or better")

@@ -102,7 +102,7 @@ def test_rsa_keeps_its_null() -> None:
 
 
 def test_bodies_as_others_send_them() -> None:
-    """Wrapped base64, unwrapped base64, or PEM is refused (RFC 8951, section 2)."""
+    """Wrapped base64, unwrapped base64, or PEM is refused (RFC 8951, 3.1)."""
     plain = base64.b64encode(_DER)
     pem = b"-----BEGIN CERTIFICATE REQUEST-----\n" + est.encode_body(_DER) + b"-----END CERTIFICATE REQUEST-----\n"
     for body in (plain, est.encode_body(_DER), est.encode_body(_DER).replace(b"\n", b"\r\n"), pem):
