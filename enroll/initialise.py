@@ -29,7 +29,7 @@ from enroll.home import check_private, make_private
 from enroll.own_identities import LOCAL_BROKER, OPERATOR, Maker, own_identities, pem, sync_directory, use
 from enroll.registry import Registry, Transaction, feed
 from fleet import config, pki
-from fleet.config import Address
+from fleet.config import Address, CrlListen
 from fleet.errors import FleetError, InvalidInput
 from fleet.identity import DISPATCH, TrustDomain
 from fleet.layout import AdminHome, CaFiles
@@ -52,6 +52,7 @@ class Plan:
     passphrase: bytes = field(repr=False)
     enroll_listen: Address = _ENROLL_LISTEN
     broker_listen: Address = _BROKER_LISTEN
+    crl_listen: CrlListen = config.DEFAULT_CRL
 
     @property
     def enroll_url(self) -> str:
@@ -61,11 +62,12 @@ class Plan:
     def to_toml(self) -> str:
         """The text of `fleet.toml`."""
         hosts = ", ".join(map(_quoted, self.hosts))
+        crl_listen = "" if self.crl_listen.is_default else f"crl_listen = {_quoted(str(self.crl_listen))}\n"
         return (
             f"trust_domain = {_quoted(self.trust_domain)}\n"
             f"hosts = [{hosts}]\n"
             f"crl_url = {_quoted(self.crl_url)}\n\n"
-            f"[enroll]\nlisten = {_quoted(str(self.enroll_listen))}\n\n"
+            f"[enroll]\nlisten = {_quoted(str(self.enroll_listen))}\n{crl_listen}\n"
             f"[broker]\nlisten = {_quoted(str(self.broker_listen))}\n"
         )
 

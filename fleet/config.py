@@ -17,6 +17,8 @@ from fleet.policy import DEFAULT_RULES, Action, Policy, Rule
 
 DEFAULT_ENROLL_LISTEN: Final = "0.0.0.0:8443"
 DEFAULT_BROKER_LISTEN: Final = "0.0.0.0:8883"
+DEFAULT_CRL_LISTEN: Final = "0.0.0.0:8080"
+OFF: Final = "off"
 
 _LIFE: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -43,6 +45,25 @@ def parse_address(text: str) -> Address:
     return Address(bare, int(port))
 
 
+@dataclass(frozen=True, slots=True)
+class CrlListen:
+    """Where CRLs are served; None: nowhere. Nobody asked for the default: if it is taken, the service does without."""
+
+    address: Address | None
+    is_default: bool = False
+
+    def __str__(self) -> str:
+        return OFF if self.address is None else str(self.address)
+
+
+DEFAULT_CRL: Final = CrlListen(parse_address(DEFAULT_CRL_LISTEN), is_default=True)
+
+
+def parse_crl_listen(text: str) -> CrlListen:
+    """`HOST:PORT`, or `off`. Raises: InvalidInput."""
+    return CrlListen(None if text == OFF else parse_address(text))
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
@@ -67,6 +88,7 @@ class FleetConfig:
     enroll_pairing: bool = False
     broker_metrics: Address | None = None
     enroll_life: Mapping[str, timedelta] = field(default_factory=dict)
+    crl_listen: CrlListen = DEFAULT_CRL
 
 
 def load(text: str) -> FleetConfig:
@@ -96,7 +118,7 @@ class _Reader:
         if not hosts:
             self.problems.append("hosts names no host")
         crl_url = self._text("crl_url", self.table.get("crl_url"))
-        enroll_listen = self._listen("enroll", {"listen", "pairing", "life"}, DEFAULT_ENROLL_LISTEN)
+        enroll_listen = self._listen("enroll", {"listen", "pairing", "life", "crl_listen"}, DEFAULT_ENROLL_LISTEN)
         broker_listen = self._listen("broker", {"listen", "limits", "metrics"}, DEFAULT_BROKER_LISTEN)
         rules = tuple(self._rules())
         if domain is None or enroll_listen is None or broker_listen is None:
@@ -104,7 +126,8 @@ class _Reader:
         limits = self._limits()
         policy = Policy(DEFAULT_RULES + rules)
         pairing, metrics, life = self._switch("enroll", "pairing"), self._metrics(), dict(self._lives())
-        return FleetConfig(domain, hosts, crl_url, enroll_listen, broker_listen, limits, policy, pairing, metrics, life)
+        servers, crls = (enroll_listen, broker_listen), self._crl_listen()
+        return FleetConfig(domain, hosts, crl_url, *servers, limits, policy, pairing, metrics, life, crls)
 
     def _trust_domain(self) -> TrustDomain | None:
         try:
@@ -120,6 +143,16 @@ class _Reader:
         except InvalidInput as error:
             self.problems.append(f"{section}.listen: {error}")
             return None
+
+    def _crl_listen(self) -> CrlListen:
+        table = self.table.get("enroll", {})
+        if not isinstance(table, dict) or "crl_listen" not in table:
+            return DEFAULT_CRL
+        try:
+            return parse_crl_listen(self._text("enroll.crl_listen", table["crl_listen"]))
+        except InvalidInput as error:
+            self.problems.append(f"enroll.crl_listen: {error}")
+            return DEFAULT_CRL
 
     def _metrics(self) -> Address | None:
         """Where to serve metrics; nobody has to show who they are there, so it is an address of this host."""

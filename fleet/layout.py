@@ -60,6 +60,10 @@ class AdminHome:
         """Issues server certificates."""
         return self._ca("servers")
 
+    def crl(self, name: str) -> Path:
+        """A CRL in DER: a shard's by its number, an issuing CA's by its name; beside the latter it is in PEM, too."""
+        return self.path / "crl" / f"{name}.crl"
+
     @property
     def enroll_server(self) -> IdentityFiles:
         """What the enrollment service shows."""

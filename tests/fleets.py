@@ -23,7 +23,7 @@ from enroll.registry import Registry
 from enroll.service import Enrolment
 from enroll.tokens import TokenOrder
 from fleet import est
-from fleet.config import parse_address
+from fleet.config import parse_address, parse_crl_listen
 from fleet.est import EstRequest, EstResponse
 from fleet.identity import DeviceId, TrustDomain
 from fleet.join import Token
@@ -44,6 +44,7 @@ def plan(**changes: Any) -> Plan:
         "passphrase": PASSPHRASE,
         "enroll_listen": parse_address("127.0.0.1:0"),
         "broker_listen": parse_address("127.0.0.1:0"),
+        "crl_listen": parse_crl_listen("127.0.0.1:0"),
     }
     return Plan(**fields | changes)
 

@@ -12,7 +12,14 @@ import typer
 
 from enroll.cli.options import HomeOption, home_path, now, token_bytes
 from enroll.cli.output import say, table
-from fleet.config import DEFAULT_BROKER_LISTEN, DEFAULT_ENROLL_LISTEN, parse_address
+from fleet.config import (
+    DEFAULT_BROKER_LISTEN,
+    DEFAULT_CRL,
+    DEFAULT_CRL_LISTEN,
+    DEFAULT_ENROLL_LISTEN,
+    parse_address,
+    parse_crl_listen,
+)
 from fleet.errors import FleetError, InvalidInput
 from fleet.identity import TrustDomain
 from fleet.layout import AdminHome
@@ -39,6 +46,10 @@ def init(
     broker_listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the broker listens.")] = (
         DEFAULT_BROKER_LISTEN
     ),
+    crl_listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT|off", help="Where the CRLs are served.", show_default=DEFAULT_CRL_LISTEN),
+    ] = None,
     passphrase_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help=f"Holds the root key's passphrase; else {_VARIABLE}, else asks.")
     ] = None,
@@ -55,6 +66,7 @@ def init(
         _passphrase(passphrase_file),
         parse_address(listen),
         parse_address(broker_listen),
+        DEFAULT_CRL if crl_listen is None else parse_crl_listen(crl_listen),
     )
     authority = initialise(AdminHome(path), plan, now=now(), token_bytes=token_bytes)
     _tell(AdminHome(path), authority, host)

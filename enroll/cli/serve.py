@@ -18,7 +18,7 @@ import typer
 
 from enroll.cli.options import HomeOption, admin_home, now, open_registry, token_bytes
 from enroll.cli.token import advertised
-from fleet.config import Address, parse_address
+from fleet.config import Address, CrlListen, parse_address, parse_crl_listen
 from fleet.identity import Server
 from fleet.join import check_enroll_url
 from fleet.layout import AdminHome, RunFile
@@ -39,6 +39,10 @@ def serve(
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Port 0 takes any.", show_default="as fleet.toml says")
     ] = None,
+    crl_listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT|off", help="Where to serve CRLs.", show_default="as fleet.toml says"),
+    ] = None,
     public_url: Annotated[
         str | None, typer.Option(metavar="URL", help="How devices reach it.", show_default="https://HOST:PORT")
     ] = None,
@@ -53,12 +57,13 @@ def serve(
     at = admin_home(home)
     config = read_config(at)
     address = config.enroll_listen if listen is None else parse_address(listen)
+    crls = config.crl_listen if crl_listen is None else parse_crl_listen(crl_listen)
     if public_url is not None:
         check_enroll_url(public_url)
     log_to(logging.StreamHandler())
     _allow_descriptors()
     with open_registry(at) as registry, _runner() as runner:
-        runner.run(_serve(at, config, registry, address, public_url))
+        runner.run(_serve(at, config, registry, address, crls, public_url))
 
 
 def _allow_descriptors() -> None:
@@ -78,15 +83,17 @@ def _runner() -> asyncio.Runner:
 
 
 async def _serve(
-    home: AdminHome, config: FleetConfig, registry: Registry, listen: Address, public_url: str | None
+    home: AdminHome, config: FleetConfig, registry: Registry, listen: Address, crls: CrlListen, public_url: str | None
 ) -> None:
     from enroll.commits import Commits
+    from enroll.publishing import publishing
     from enroll.serving import Ports, serving
 
     ports = Ports(now, time.monotonic, token_bytes)
     async with (
         _stopping() as stop,
         Commits(registry) as commits,
+        publishing(home, config, registry, commits, ports, listen=crls.address, is_listening_optional=crls.is_default),
         serving(home, config, registry, commits, ports, listen=listen) as address,
     ):
         url = public_url or advertised(config.hosts[0], address.port)
