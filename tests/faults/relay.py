@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import selectors
 import socket
+import struct
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
@@ -15,12 +17,13 @@ _CHUNK_BYTES = 65_536
 class Relay:
     """Forwards from a free port to `target`. While frozen it accepts and is silent: nobody is told of anything."""
 
-    def __init__(self, target: tuple[str, int]) -> None:
+    def __init__(self, target: tuple[str, int], delay_seconds: float = 0.0) -> None:
         self._target = target
+        self._delay_seconds = delay_seconds
         self._selector = selectors.DefaultSelector()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._wake_in, self._wake_out = socket.socketpair()
-        self._is_frozen = self._is_closing = False
+        self._is_frozen = self._is_closing = self._is_cutting = False
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
 
     @property
@@ -29,6 +32,11 @@ class Relay:
 
     def freeze(self) -> None:
         self._is_frozen = True
+        self._wake_out.send(b"\0")
+
+    def cut(self) -> None:
+        """Every connection ends at once, with a reset."""
+        self._is_cutting = True
         self._wake_out.send(b"\0")
 
     def thaw(self) -> None:
@@ -60,6 +68,7 @@ class Relay:
             for key, _ in self._selector.select():
                 if key.fileobj is self._wake_in:
                     self._wake_in.recv(_CHUNK_BYTES)
+                    self._cut_if_asked()
                 elif key.fileobj is self._listener:
                     self._accept()
                 elif isinstance(key.fileobj, socket.socket) and isinstance(key.data, socket.socket):
@@ -85,9 +94,18 @@ class Relay:
                     source.close()
                 return
             if data:
+                time.sleep(self._delay_seconds)  # the link is slow: nothing is waited for
                 target.sendall(data)
                 return
         self._end(source, target)
+
+    def _cut_if_asked(self) -> None:
+        if self._is_cutting:
+            self._is_cutting = False
+            for key in list(self._selector.get_map().values()):
+                if isinstance(key.fileobj, socket.socket) and isinstance(key.data, socket.socket):
+                    key.fileobj.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self._end(key.fileobj)
 
     def _end(self, *sockets: socket.socket) -> None:
         for each in sockets:

@@ -64,6 +64,25 @@ def test_a_half_open_connection_is_noticed_and_costs_nothing(fleet: LiveFleet) -
             assert [0, 1, 2, 3, 4] == heard
 
 
+def test_a_slow_link_that_breaks_again_and_again_loses_and_repeats_nothing_unmarked(fleet: LiveFleet) -> None:
+    """A mobile uplink would lose measurements, mix them up, or make two of one."""
+    home = fleet.joined("pump-08")
+    with Relay(fleet.broker_address, delay_seconds=0.02) as relay, Operator(fleet) as operator:
+        point_to(home, f"127.0.0.1:{relay.port}", enroll_url=_NOWHERE)
+        with Agent(home).wait_ready() as agent, Application(home) as app:
+            for part in range(4):
+                for number in range(60 * part, 60 * part + 60):
+                    app.say(type="telemetry", stream="load", data={"n": number}, qos=1)
+                operator.next("devices/pump-08/up/telemetry/load", data={"n": 60 * part})
+                mark = agent.line_count("stderr")
+                relay.cut()
+                agent.wait_for_line("connection.ready", stream="stderr", after=mark, seconds=60)
+            operator.next("devices/pump-08/up/telemetry/load", data={"n": 239})
+    heard = [fields for topic, fields in operator.heard if topic == "devices/pump-08/up/telemetry/load"]
+    first = list({(each["boot"], each["seq"]): each["data"]["n"] for each in heard}.values())
+    assert list(range(240)) == first
+
+
 def test_a_name_server_that_never_answers_hangs_nothing_but_the_look_up(fleet: LiveFleet, tmp_path: Path) -> None:
     """Applications, `status` and SIGTERM would wait for a resolver behind a broken router."""
     home = fleet.joined("pump-02")

@@ -57,3 +57,14 @@ def test_programs_get_every_field_but_the_lines_type() -> None:
     """A script would parse words."""
     assert '"state": "waiting"' in as_json(fields())
     assert '"type"' not in as_json(fields())
+
+
+@pytest.mark.parametrize(
+    ("spool", "code"),
+    [({"error": "database or disk is full"}, "spool-failed"), ({"problem": "file is not a database"}, "spool-damaged")],
+)
+def test_a_disk_that_fails_is_told_with_its_code(spool: dict[str, str], code: str) -> None:
+    """A device would look well until the next power cut."""
+    shown = as_table(fields(spool=spool), "device", NOW)
+    assert [code] == [code for line in shown.splitlines() if line.startswith("spool") and f"[{code}]" in line]
+    assert "spool" not in as_table(fields(spool={"error": "", "problem": ""}), "device", NOW)
