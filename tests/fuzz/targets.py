@@ -218,7 +218,9 @@ def request(data: bytes) -> None:
             normal = est.without_null_parameters(der)
             assert normal == est.without_null_parameters(normal)
         with suppress(FleetError):
-            assert est.parse_csr(der).device
+            csr = est.parse_csr(der)
+            assert csr.device == DeviceId(csr.device)
+            est.check_connection(csr, csr.challenge)
 
 
 def _decoded(body: bytes) -> bytes | None:

@@ -18,16 +18,21 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enroll import service
 from enroll.commits import Commits
 from enroll.connection import Limits
 from enroll.home import read_config
 from enroll.registry import Registry
 from enroll.serving import serving
+from enroll.tokens import TokenOrder
 from fleet import directory, est
 from fleet.config import Address
+from fleet.join import Token
 from fleet.layout import AdminHome
 from tests.deadlines import FACTOR, within
 from tests.fleets import csr, new_home
+from tests.fuzz.requests import spoilt, written
+from tests.system.enrolling import basic
 from tests.system.strangers import HEALTH, PORTS
 
 _T = TypeVar("_T")
@@ -99,7 +104,7 @@ class Door:
     """The service on a thread of its own, and connections to it."""
 
     def __init__(self, home: AdminHome) -> None:
-        self._home = home
+        self.home = home
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._tls.load_verify_locations(home.root.certificate)
         self._loop = uvloop.new_event_loop()
@@ -108,12 +113,12 @@ class Door:
         self._address = Address("127.0.0.1", 0)
 
     async def _serve(self) -> None:
-        config = read_config(self._home)
-        with Registry.open(self._home.registry) as registry:
+        config = read_config(self.home)
+        with Registry.open(self.home.registry) as registry:
             async with (
                 Commits(registry) as commits,
                 serving(
-                    self._home, config, registry, commits, PORTS, listen=self._address, limits=LIMITS
+                    self.home, config, registry, commits, PORTS, listen=self._address, limits=LIMITS
                 ) as self._address,
             ):
                 self._ready.set()
@@ -164,6 +169,14 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
 
 
 @pytest.fixture(scope="module")
+def token(door: Door) -> Token:
+    """A token that is good for everything."""
+    with Registry.open(door.home.registry) as registry:
+        order = TokenOrder(pattern="*", uses=100_000)
+        return service.invite(registry, order, by="test", now=PORTS.clock(), token_bytes=PORTS.token_bytes).token
+
+
+@pytest.fixture(scope="module")
 def mistakes() -> Iterator[Mistakes]:
     handler = Mistakes()
     logging.getLogger().addHandler(handler)
@@ -180,3 +193,19 @@ def test_bytes_of_strangers_are_their_own_mistake(door: Door, mistakes: Mistakes
         assert all(status < 500 for status in statuses), (request, answer)
     assert [] == mistakes.found
     assert door.answers([CLOSING])[0].startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.fuzz
+@given(st.lists(spoilt().flatmap(written), min_size=1, max_size=10))
+def test_a_stranger_with_a_token_gets_nothing_for_a_spoilt_request(
+    door: Door, token: Token, mistakes: Mistakes, bodies: list[bytes]
+) -> None:
+    """Whoever has a token makes the service fail, or gets a certificate that nobody asked for."""
+    head = (
+        f"POST {est.SIMPLE_ENROLL} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{basic(token)}\r\n"
+        f"Content-Type: {est.PKCS10}\r\nContent-Length: "
+    ).encode()
+    answers = door.answers([head + str(len(body)).encode() + b"\r\n\r\n" + body for body in bodies])
+    for body, answer in zip(bodies, answers, strict=True):
+        assert answer[9:12] in (b"200", b"400", b"403"), (body, answer)
+    assert [] == mistakes.found
