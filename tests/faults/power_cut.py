@@ -14,6 +14,7 @@ import shutil
 import ssl
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -30,10 +31,11 @@ from enroll.tokens import TokenOrder
 from fleet.identity import DeviceId
 from fleet.join import JoinCode
 from fleet.layout import AgentHome
+from tests.deadlines import within
 from tests.faults.cutting import Point, Traced, calls_of, lose_unsynced, paths_below, points_of
 from tests.mqtt import ACCEPTED, Peer, connect
 from tests.processes import Program
-from tests.system.agents import Agent, Application, LiveFleet, Operator, join, live_fleet
+from tests.system.agents import Agent, Application, LiveFleet, Operator, join, live_fleet, status_of
 
 _SPOOLED: Final = 120
 _ALL: Final = set(range(_SPOOLED))
@@ -252,6 +254,9 @@ def _after_return(operator: Operator, home: AgentHome, device: str, command: str
         operator.send(device, "echo", command)
         answer = operator.final_result(device, command)
         operator.until(lambda heard: {fields["data"]["n"] for name, fields in heard if name == topic} == _ALL)
+        deadline = time.monotonic() + within(20)  # the fleet may have had all before the cut: the agent sends it again
+        while status_of(home)["spool"]["messages"]:
+            assert time.monotonic() < deadline, "the spool does not become empty"
         agent.stop()
     assert [] == check_spool(home), "what the broker has is on disk still"
     return answer
