@@ -176,3 +176,10 @@ def test_a_client_that_is_asked_for_credentials_goes_on_on_its_connection(runnin
     with running.connection() as connection:
         assert 401 == connection.ask((HERE / "curl-no-credentials.http").read_bytes())[0]
         assert 200 == connection.ask(lower + b"\r\n\r\n" + body)[0]
+
+
+def test_a_head_is_not_answered(running: Service) -> None:
+    """docs/divergences.md says what is not so."""
+    with running.connection() as connection:
+        connection.socket.sendall(f"HEAD {est.CACERTS} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        assert b"405" == connection.answers.readline().split()[1]
