@@ -6,7 +6,22 @@ import os
 
 import typer
 
-from enroll.cli import ca, cert, device, init, log, manufacturer, policy, request, send, serve, status, tail, token
+from enroll.cli import (
+    ca,
+    cert,
+    device,
+    export,
+    init,
+    log,
+    manufacturer,
+    policy,
+    request,
+    send,
+    serve,
+    status,
+    tail,
+    token,
+)
 from enroll.cli.options import HomeOption, group
 
 app = typer.Typer(
@@ -40,6 +55,7 @@ for noun, verbs, help_ in (
     ("cert", cert.VERBS, "Every certificate that was issued."),
     ("ca", ca.VERBS, "The certificate authority."),
     ("policy", policy.VERBS, "Who may publish and subscribe where."),
+    ("export", export.VERBS, "Telemetry into databases and files, as a service."),
     ("log", log.VERBS, "What was done, and that nobody changed it."),
 ):
     app.add_typer(group(verbs, help_), name=noun)
