@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         ("join", "make a key and have it certified: once for a device", _add_join),
         ("run", "stay connected, and serve the applications on this device", _add_run),
         ("status", "say who this device is and whether it is connected, and why not", _add_status),
+        ("renew", "get a new certificate now, whenever it is due", None),
         ("doctor", "look at all that may keep this device offline, and say what to do", _add_doctor),
         ("explain", "connect, and print the mutual TLS conversation step by step", None),
     ):
@@ -142,7 +143,7 @@ def _home(options: argparse.Namespace) -> Path:
 
 
 def _dispatch(options: argparse.Namespace) -> int:
-    verbs = {"join": _join, "run": _run, "status": _status, "doctor": _doctor, "explain": _explain}
+    verbs = {"join": _join, "run": _run, "status": _status, "doctor": _doctor, "explain": _explain, "renew": _renew}
     return verbs[options.verb](options, AgentHome(_home(options)))
 
 
@@ -260,6 +261,7 @@ def _run(options: argparse.Namespace, home: AgentHome) -> int:
     settings = Settings(
         credential.device,
         credential.serial,
+        credential.not_before,
         credential.not_after,
         os.urandom(8).hex(),
         device_agent.__version__,
@@ -271,7 +273,7 @@ def _run(options: argparse.Namespace, home: AgentHome) -> int:
         signal.signal(number, lambda _number, _frame: events.post_now(StopRequested()))
     with only_one(home):
         world = World(_moment, time.monotonic, PosixDisk())
-        Runner(home, settings, credential.enroll_url, world, events).run()
+        Runner(home, settings, credential, world, events).run()
     return 0
 
 
@@ -290,6 +292,16 @@ def _status(options: argparse.Namespace, home: AgentHome) -> int:
     fields = status.read_status(home, store)
     role = store.credential().role.value
     print(status.as_json(fields) if options.output == "json" else status.as_table(fields, role, datetime.now(UTC)))
+    return 0
+
+
+def _renew(options: argparse.Namespace, home: AgentHome) -> int:
+    from device_agent.renew_command import RenewCommand
+
+    renewed = RenewCommand(home, PosixDisk(), datetime.now(UTC), time.monotonic).run()
+    print(f"renewed: certificate {renewed.serial}, valid until {renewed.not_after:%Y-%m-%d %H:%M} UTC")
+    if renewed.warning:
+        print(renewed.warning, file=sys.stderr)
     return 0
 
 

@@ -15,18 +15,20 @@ from fleet import messages
 from fleet.config import Address
 from fleet.errors import InvalidInput, printable
 from fleet.identity import Server
-from fleet.layout import AgentHome
+from fleet.layout import AgentHome, IdentityFiles
 
 CONFIG_PATH: Final = "/v1/config"  # fleet.est.CONFIG, which `run` may not load: a test compares them
 MAX_BROKERS: Final = 16
 _PORT: Final = 8883
 
 
-def fetch_brokers(home: AgentHome, url: str, monotonic: Callable[[], float]) -> tuple[Address, ...]:
-    """Ask the enrollment service. Raises: https.RequestFailed."""
+def fetch_brokers(
+    home: AgentHome, url: str, monotonic: Callable[[], float], identity: IdentityFiles | None = None
+) -> tuple[Address, ...]:
+    """Ask the enrollment service, as `identity` or the one in use. Raises: https.RequestFailed."""
     peer = https.peer_of(url)
     try:
-        context = tls.context_for(Server.ENROLL, home.trust.read_text(), monotonic, home.identity)
+        context = tls.context_for(Server.ENROLL, home.trust.read_text(), monotonic, identity or home.identity)
     except (OSError, ValueError) as error:
         raise https.RequestFailed(Failure(Cause.LOCAL, peer, str(error))) from error
     answer = https.send(https.Request(url, CONFIG_PATH), context)

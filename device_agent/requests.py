@@ -54,7 +54,12 @@ class AskStatus:
     """One status line, please."""
 
 
-Request = Register | PublishTelemetry | PublishEvent | ReportResult | AskStatus
+@dataclass(frozen=True, slots=True)
+class AskRenewal:
+    """A new certificate now, please, and a line when it is in use, or why it is not."""
+
+
+Request = Register | PublishTelemetry | PublishEvent | ReportResult | AskStatus | AskRenewal
 
 
 def parse_request(line: bytes) -> Request:
@@ -80,6 +85,8 @@ def _parse(fields: JsonObject) -> Request:
             return _parse_result(fields)
         case "status":
             return AskStatus()
+        case "renew":
+            return AskRenewal()
         case other:
             raise InvalidMessage(f"{str(other)[:40]!r} is not a type of line")
 

@@ -23,18 +23,23 @@ from device_agent.clock import Moment
 from device_agent.core.effects import (
     Acknowledge,
     AnnounceReady,
+    Confirm,
     Connect,
     Disconnect,
     Effect,
     Exit,
     FetchConfig,
+    ForgetPredecessor,
     Log,
     OpenSpool,
     Publish,
     ReadSpool,
+    Renew,
     SaveJournal,
     Subscribe,
     Tell,
+    UsePredecessor,
+    UseSuccessor,
     WriteSpool,
 )
 from device_agent.core.events import ConfigFailed, ConfigFetched, Disconnected, Event, Journalled, Started, Tick
@@ -43,11 +48,13 @@ from device_agent.core.step import next_deadline, step
 from device_agent.failures import Cause, Failure
 from device_agent.journal import Journal, decode_journal
 from device_agent.mqtt import Connection
+from device_agent.renewal_client import Renewer
 from device_agent.spool import SpoolFile
 from device_agent.store import Disk, check_private, replace_file
+from device_agent.succession import Succession
 from fleet.config import Address
 from fleet.errors import FleetError, InvalidInput
-from fleet.layout import AgentHome
+from fleet.layout import AgentHome, Credential
 from fleet.logs import event, log_to
 
 # Few: what a connection confirms waits behind what applications say, and a flood of theirs must not slow it down.
@@ -108,11 +115,11 @@ class _Fetch:
 
 @dataclass(slots=True)
 class Runner:
-    """One run of the agent. `enroll_url` is where the configuration is asked for."""
+    """One run of the agent, as the holder of `credential`."""
 
     home: AgentHome
     settings: Settings
-    enroll_url: str
+    credential: Credential
     world: World
     events: EventQueue = field(default_factory=EventQueue)
     _connection: Connection | None = None
@@ -120,13 +127,17 @@ class Runner:
     _fetch: _Fetch = field(default_factory=_Fetch)
     _is_over: bool = False
     _looked_at: float = 0.0
+    _has_ticked: bool = False
 
     def run(self) -> None:
         """Until StopRequested has been dealt with. Raises: FleetError if the home cannot be used."""
         check_private(self.home.identity.key)
         applications = ApplicationServer(self.home, self.events.post)
         spool = SpoolFile(self.home, self.settings.device)
-        state = initial(self.settings, config_client.known_brokers(self.home), self._load_journal())
+        renewer = Renewer(self.home, self.world.disk, self.credential, self.world.monotonic, self.events.post)
+        has_predecessor = Succession(self.home, self.world.disk).previous() is not None
+        brokers = config_client.known_brokers(self.home)
+        state = initial(self.settings, brokers, self._load_journal(), has_predecessor=has_predecessor)
         pending: deque[Event] = deque([Started()])
         _log.info("agent.started device=%s serial=%s", self.settings.device, self.settings.serial)
         try:
@@ -135,7 +146,7 @@ class Runner:
                 event = pending.popleft() if pending else self._next_event(next_deadline(state))
                 state, effects = step(state, event, self.world.moment())
                 for effect in effects:
-                    follow_up = self._perform(effect, applications, spool)
+                    follow_up = self._perform(effect, applications, spool, renewer)
                     if follow_up is not None:
                         pending.append(follow_up)
                 self._check_threads(applications)
@@ -144,15 +155,23 @@ class Runner:
             if self._connection is not None:
                 self._connection.disconnect()
                 self._connection.join(2)
+            renewer.close()
             applications.close()
             spool.close()
             _log.info("agent.stopped device=%s", self.settings.device)
 
     def _next_event(self, deadline: float | None) -> Event:
+        """A timer that is due goes before what waits in the queue, and never twice in a row: neither can starve."""
         seconds = _LOOK_SECONDS if deadline is None else deadline - self.world.monotonic()
+        if seconds <= 0 and not self._has_ticked:
+            self._has_ticked = True
+            return Tick()
+        self._has_ticked = False
         return self.events.take(max(0.0, min(seconds, _LOOK_SECONDS))) or Tick()
 
-    def _perform(self, effect: Effect, applications: ApplicationServer, spool: SpoolFile) -> Event | None:
+    def _perform(
+        self, effect: Effect, applications: ApplicationServer, spool: SpoolFile, renewer: Renewer
+    ) -> Event | None:
         """Do it; the event that must come before any other, if there is one."""
         match effect:
             case FetchConfig():
@@ -169,6 +188,8 @@ class Runner:
                 return Journalled(self._save_journal(journal))
             case OpenSpool() | WriteSpool() | ReadSpool():
                 return spool.perform(effect)
+            case Renew() | UseSuccessor() | UsePredecessor() | Confirm() | ForgetPredecessor():
+                return renewer.perform(effect)
             case Tell(app, line):
                 applications.tell(app, line)
             case AnnounceReady():
@@ -195,14 +216,16 @@ class Runner:
     def _start_fetch(self) -> None:
         """One at a time: a request that hangs must not gather others behind it."""
         if self._fetch.is_running:
-            failure = Failure(Cause.TIMED_OUT, https.peer_of(self.enroll_url), "the last request is still under way")
+            failure = Failure(
+                Cause.TIMED_OUT, https.peer_of(self.credential.enroll_url), "the last request is still under way"
+            )
             self.events.post_now(ConfigFailed(failure))
             return
         self._fetch.thread = threading.Thread(target=self._fetch_config, name="config", daemon=True)
         self._fetch.thread.start()
 
     def _fetch_config(self) -> None:
-        event: Event = ConfigFailed(Failure(Cause.BAD_ANSWER, https.peer_of(self.enroll_url)))
+        event: Event = ConfigFailed(Failure(Cause.BAD_ANSWER, https.peer_of(self.credential.enroll_url)))
         try:
             event = self._ask_for_brokers()
         finally:
@@ -210,7 +233,7 @@ class Runner:
 
     def _ask_for_brokers(self) -> Event:
         try:
-            brokers = config_client.fetch_brokers(self.home, self.enroll_url, self.world.monotonic)
+            brokers = config_client.fetch_brokers(self.home, self.credential.enroll_url, self.world.monotonic)
         except https.RequestFailed as error:
             return ConfigFailed(error.failure)
         self._remember(brokers)

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from device_agent.application import short_path, socket_path
+from device_agent.renewal import life_of
 from device_agent.store import Store
 from fleet import messages
 from fleet.errors import FleetError, InvalidInput, TimedOut, printable
@@ -38,21 +39,26 @@ def whatever_is_known(home: AgentHome, store: Store) -> dict[str, Any]:
         return {"state": "unknown", "words": error.message, "hint": error.hint}
 
 
-def ask_agent(home: AgentHome) -> dict[str, Any]:
-    """The running agent's `status` line. Raises: FileNotFoundError, ConnectionRefusedError, OSError, InvalidInput."""
+def ask_agent(home: AgentHome, kind: str = "status", seconds: float = _ANSWER_SECONDS) -> dict[str, Any]:
+    """The running agent's `status` line, or what it answers to a line of another type, within `seconds` of silence.
+
+    Raises: FileNotFoundError, ConnectionRefusedError, OSError, InvalidInput.
+    """
+    answer = {"renew": "renewal"}.get(kind, kind)
     with socket.socket(socket.AF_UNIX) as connection, short_path(socket_path(home)) as name:
-        connection.settimeout(_ANSWER_SECONDS)
+        connection.settimeout(seconds)
         connection.connect(name)
-        connection.sendall(b'{"type":"status"}\n')
+        connection.sendall(messages.encode_object({"type": kind}) + b"\n")
         with connection.makefile("rb") as lines:
             while line := lines.readline(_MAX_ANSWER_BYTES):
                 fields = messages.decode_object(line, max_bytes=_MAX_ANSWER_BYTES)
-                if fields.get("type") == "status":
+                if fields.get("type") == answer:
                     return fields
     raise ConnectionResetError("it closed the connection")
 
 
 def _status_of(credential: Credential) -> dict[str, Any]:
+    renewal = {"state": "not-running", "next_at": format_time(life_of(credential).due)}
     return {
         "type": "status",
         "device": str(credential.device),
@@ -62,6 +68,7 @@ def _status_of(credential: Credential) -> dict[str, Any]:
         "hint": "start it: device-agent run",
         "serial": str(credential.serial),
         "not_after": format_time(credential.not_after),
+        "renewal": renewal,
     }
 
 
@@ -78,6 +85,7 @@ def as_table(fields: dict[str, Any], role: str, now: datetime) -> str:
         ("", fields["words"]),
         ("do", fields.get("hint")),
         ("certificate", f"{fields['serial']}, {_expiry(parse_time(fields['not_after']), now)}"),
+        ("renewal", _renewal(fields.get("renewal", {}))),
         ("applications", _applications(fields)),
         ("waiting", _waiting(fields)),
         ("spool", _spool(fields.get("spool", {}))),
@@ -97,6 +105,18 @@ def _expiry(not_after: datetime, now: datetime) -> str:
     ]
     number, unit = next(((of(left), unit) for of, unit in amounts if of(left) >= 2), (left.total_seconds(), "seconds"))
     return f"valid until {date} ({number:.0f} {unit} left)"
+
+
+def _renewal(fields: dict[str, Any]) -> str:
+    """When, or why not; an alarm first."""
+    at = f"{parse_time(fields['next_at']):%Y-%m-%d %H:%M:%S} UTC" if "next_at" in fields else ""
+    alarm = "ALARM, the end is near; " if fields.get("is_alarming") else ""
+    if fields.get("failures"):
+        times = "once" if fields["failures"] == 1 else f"{fields['failures']} times"
+        return f"{alarm}failed {times} ({fields['code']}): {fields['words']}; again at {at}"
+    if fields.get("state") in ("preparing", "trying", "falling-back"):
+        return f"{alarm}under way ({fields['state']})"
+    return f"{alarm}at {at}" if at else ""
 
 
 def _applications(fields: dict[str, Any]) -> str:

@@ -155,9 +155,9 @@ class Store:
         A home that has an identity is left alone: what follows is promoted by a connection that works.
         """
         if not self._home.meta.exists():
-            for folder in reversed(self._generations()):
+            for folder in reversed(self.generations()):
                 if (folder / _META).exists():
-                    self._promote(folder)
+                    self.promote(folder)
                     return True
         return False
 
@@ -181,7 +181,7 @@ class Store:
 
     def pending(self, device: DeviceId, url: str) -> Pending | None:
         """The key that `device` has asked `url` to certify, and has no answer to."""
-        for folder in reversed(self._generations()):
+        for folder in reversed(self.generations()):
             found = _read_request(folder)
             if found is not None and (found.device, found.url) == (device, url) and _is_unanswered(folder):
                 return found
@@ -190,7 +190,7 @@ class Store:
     def begin(self, device: DeviceId, url: str, key_pem: bytes) -> Pending:
         """A new generation with `key_pem`: when this returns, the key outlives a power cut. Raises: OSError."""
         self._remove_untold()
-        numbers = [_number(folder) for folder in self._generations()]
+        numbers = [_number(folder) for folder in self.generations()]
         folder = self._home.generation(max(numbers, default=0) + 1)
         self._disk.make_folder(folder)
         write_new(self._disk, folder / _KEY, key_pem)
@@ -202,14 +202,19 @@ class Store:
     def complete(self, pending: Pending, certificates_pem: bytes, roots_pem: bytes, credential: Credential) -> None:
         """The verified answer to `pending` becomes the identity of this home. Raises: OSError."""
         replace_file(self._disk, self._home.trust, roots_pem)
+        self.write_answer(pending, certificates_pem, credential)
+        self.promote(pending.folder)
+        for folder in self.generations():
+            if _is_unanswered(folder):
+                self.remove(folder)
+
+    def write_answer(self, pending: Pending, certificates_pem: bytes, credential: Credential) -> None:
+        """The generation of `pending` is whole, and not in use yet. Raises: OSError."""
         replace_file(self._disk, pending.folder / _CERTIFICATE, certificates_pem)
         replace_file(self._disk, pending.folder / _META, credential.encode())
-        self._promote(pending.folder)
-        for folder in self._generations():
-            if _is_unanswered(folder):
-                self._remove(folder)
 
-    def _promote(self, folder: Path) -> None:
+    def promote(self, folder: Path) -> None:
+        """Make it the one in use, at once or not at all. Raises: OSError."""
         fresh = self._home.current.with_name("current.new")
         if fresh.is_symlink():
             self._disk.remove(fresh)
@@ -218,19 +223,23 @@ class Store:
         self._disk.sync_folder(self._home.path)
 
     def _remove_untold(self) -> None:
-        """Folders whose key nobody was told of: a crash came before request.json."""
-        for folder in self._generations():
-            if not (folder / _REQUEST).exists():
-                self._remove(folder)
+        """Folders whose key nobody was told of: a crash came before request.json. (An operator's has none either.)"""
+        for folder in self.generations():
+            if not (folder / _REQUEST).exists() and _is_unanswered(folder):
+                self.remove(folder)
 
-    def _remove(self, folder: Path) -> None:
-        """The note that the key was told of goes first: half removed, the folder is one that nobody was told of."""
-        for file in sorted(folder.iterdir(), key=lambda file: file.name != _REQUEST):
+    def remove(self, folder: Path) -> None:
+        """Remove a generation that is not in use: first the note that its key was told of. Raises: OSError.
+
+        Half removed it is whole still, or one that nobody was told of; never one whose key would be used again.
+        """
+        for file in sorted(folder.iterdir(), key=lambda file: (file.name != _REQUEST, file.name != _META)):
             self._disk.remove(file)
             self._disk.sync_folder(folder)
         self._disk.remove_folder(folder)
 
-    def _generations(self) -> list[Path]:
+    def generations(self) -> list[Path]:
+        """Every generation's folder, the oldest first."""
         if not self._home.path.is_dir():
             return []
         return sorted((path for path in self._home.path.iterdir() if _number(path) > 0), key=_number)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Final, assert_never
 
 from device_agent.clock import Moment
-from device_agent.core import commands
+from device_agent.core import commands, renewing
 from device_agent.core.connection import APPLICATION_GRACE_SECONDS
 from device_agent.core.effects import Effect, Log, Tell
 from device_agent.core.events import AppJoined, AppLeft, AppSaid
@@ -15,7 +15,7 @@ from device_agent.core.report import status_line
 from device_agent.core.state import App, State
 from device_agent.journal import Phase
 from device_agent.outbox import Class
-from device_agent.requests import AskStatus, PublishEvent, PublishTelemetry, Register, ReportResult
+from device_agent.requests import AskRenewal, AskStatus, PublishEvent, PublishTelemetry, Register, ReportResult
 from fleet import messages, topics
 from fleet.messages import InvalidMessage, ResultState
 
@@ -74,6 +74,8 @@ def _on_said(state: State, event: AppSaid, moment: Moment, effects: list[Effect]
         case AskStatus():
             effects.append(Tell(event.app, status_line(state, moment)))
             return state
+        case AskRenewal():
+            return renewing.ask(state, event.app, moment)
         case _:
             assert_never(event.request)
 

@@ -32,6 +32,8 @@ CONNECT_SECONDS: Final = 60.0
 SUBSCRIBE_SECONDS: Final = 20.0
 FETCH_SECONDS: Final = 60.0
 GOODBYE_SECONDS: Final = 3.0
+# Time for DISCONNECT to arrive before the next connection takes over: no will is published then.
+SWITCH_SECONDS: Final = 0.2
 # Firmware starts beside the agent: commands that wait at the broker may come before it.
 APPLICATION_GRACE_SECONDS: Final = 10.0
 # So many connections in a row that worked and broke at once are no accident.
@@ -152,6 +154,22 @@ def on_control(state: State, control: ControlMessage, effects: list[Effect]) -> 
     seconds = min(control.reconnect_seconds, backoff.MAX_SPREAD_SECONDS)
     effects.append(Log(logging.INFO, "control.received", (("reconnect_seconds", f"{seconds:g}"),)))
     return replace(state, spread_seconds=seconds)
+
+
+def change_identity(state: State, moment: Moment, effects: list[Effect]) -> State:
+    """What connections are made with has changed: make the next one soon, whatever the present one is at."""
+    match state.link:
+        case Online() | Connecting() | Subscribing():
+            effects.append(Disconnect(state.epoch))
+        case Waiting():
+            pass  # and not for as long as the last failure wanted
+        case Fetching() | Stopping() | Stopped():
+            return state
+        case _:
+            assert_never(state.link)
+    pause = SWITCH_SECONDS * (1 + moment.chance)
+    outbox = state.outbox.disconnected()
+    return replace(state, link=Waiting(moment.monotonic + pause), tried=0, outbox=outbox, unacknowledged=())
 
 
 def on_stop(state: State, moment: Moment, effects: list[Effect]) -> State:

@@ -121,6 +121,38 @@ class ReadSpool:
 
 
 @dataclass(frozen=True, slots=True)
+class Renew:
+    """Make a successor of the certificate in use.
+
+    `is_paced`: do not ask whether it is this device's turn. `is_fresh`: not one that was made before.
+    `SuccessorReady`, `RenewalPutOff` or `RenewalFailed` comes of it.
+    """
+
+    is_paced: bool
+    is_fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UseSuccessor:
+    """Make connections with it from now on; `IdentityChanged` is the next event."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsePredecessor:
+    """Go back to the certificate before; `IdentityChanged` is the next event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirm:
+    """Tell the service that the certificate is in use; `Confirmed` or `ConfirmationFailed` comes of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetPredecessor:
+    """Remove what came before the certificate in use."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tell:
     """One line to one application."""
 
@@ -158,6 +190,11 @@ Effect = (
     | OpenSpool
     | WriteSpool
     | ReadSpool
+    | Renew
+    | UseSuccessor
+    | UsePredecessor
+    | Confirm
+    | ForgetPredecessor
     | Tell
     | AnnounceReady
     | Log
@@ -165,3 +202,4 @@ Effect = (
 )
 
 SpoolOrder = OpenSpool | WriteSpool | ReadSpool
+RenewalOrder = Renew | UseSuccessor | UsePredecessor | Confirm | ForgetPredecessor

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from device_agent.core.shelf import EMPTY, Shelf
 from device_agent.failures import Failure
 from device_agent.outbox import NO_LOSSES, Class, Losses
+from device_agent.renewal import Life, Problem
 from device_agent.requests import Request
 from fleet.config import Address
 
@@ -161,6 +162,47 @@ class AppLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class SuccessorReady:
+    """There is a certificate that service and broker take; the present one is in use still."""
+
+    life: Life
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalPutOff:
+    """It is not this device's turn to renew."""
+
+    wait_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalFailed:
+    """There is no successor, or it is not taken."""
+
+    problem: Problem
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityChanged:
+    """From now on connections are made with this certificate; with `error` they are not."""
+
+    life: Life
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The service knows that the certificate is in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmationFailed:
+    """It could not be told."""
+
+    problem: Problem
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     """Somebody wants the agent to end."""
 
@@ -183,5 +225,13 @@ Event = (
     | AppJoined
     | AppSaid
     | AppLeft
+    | SuccessorReady
+    | RenewalPutOff
+    | RenewalFailed
+    | IdentityChanged
+    | Confirmed
+    | ConfirmationFailed
     | StopRequested
 )
+
+RenewalEvent = SuccessorReady | RenewalPutOff | RenewalFailed | IdentityChanged | Confirmed | ConfirmationFailed

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, assert_never
 
 from device_agent.clock import Moment
-from device_agent.core.state import Connecting, Fetching, Online, State, Stopped, Stopping, Subscribing, Waiting
+from device_agent.core.shelf import NEVER
+from device_agent.core.state import (
+    Connecting,
+    Fetching,
+    Online,
+    Stage,
+    State,
+    Stopped,
+    Stopping,
+    Subscribing,
+    Waiting,
+)
 from device_agent.failures import Words, words
 from device_agent.journal import Phase
 from device_agent.outbox import SPOOLED
@@ -64,6 +76,7 @@ def status_line(state: State, moment: Moment) -> dict[str, Any]:
         "failures": state.failures,
         "serial": str(settings.serial),
         "not_after": format_time(settings.not_after),
+        "renewal": _renewal(state, moment),
         "agent": settings.version,
         "boot": settings.boot,
         "applications": [{"app": app.name, "commands": list(app.commands)} for app in state.apps if app.rank],
@@ -79,4 +92,24 @@ def status_line(state: State, moment: Moment) -> dict[str, Any]:
         "set_aside_messages": state.set_aside,
         "unfinished_commands": state.journal.unfinished,
         "unconfirmed_results": sum(not entry.is_confirmed for entry in state.journal.of(Phase.FINAL)),
+    }
+
+
+def _renewal(state: State, moment: Moment) -> dict[str, Any]:
+    """When the certificate is renewed, and why it was not. `next_at` is the drawn point, or the next attempt."""
+    renewal, life = state.renewal, state.settings.life
+    again = moment.utc + timedelta(seconds=max(0.0, renewal.look_at - moment.monotonic))
+    problem = renewal.problem
+    return {
+        "state": renewal.stage.value,
+        "next_at": format_time(life.due if moment.utc < life.due else again),
+        "is_confirmed": renewal.stage is Stage.IDLE and not renewal.confirm_failures and renewal.confirm_at == NEVER,
+        "is_alarming": life.is_alarming(moment.utc),
+        "failures": renewal.failures,
+        "failed_at": format_time(renewal.failed_at) if renewal.failed_at else None,
+        "code": str(problem.code) if problem else None,
+        "words": problem.message if problem else None,
+        "hint": problem.hint if problem else None,
+        "renewed_count": renewal.done,
+        "failed_count": renewal.failed,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from enum import StrEnum
 
 from device_agent.clock import Moment
 from device_agent.core.effects import Acknowledge
@@ -11,6 +12,7 @@ from device_agent.core.shelf import DEFAULT_BOUNDS, NEVER, Bounds, Spool
 from device_agent.failures import Failure
 from device_agent.journal import Journal
 from device_agent.outbox import Class, Outbox, Outgoing
+from device_agent.renewal import Life, Problem
 from fleet.config import Address
 from fleet.identity import DeviceId, Serial
 from fleet.messages import Envelope
@@ -18,15 +20,20 @@ from fleet.messages import Envelope
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What does not change while the agent runs."""
+    """What does not change while the agent runs, but for the certificate."""
 
     device: DeviceId
     serial: Serial
+    not_before: datetime
     not_after: datetime
     boot: str
     version: str
     keepalive_seconds: int = 60
     bounds: Bounds = DEFAULT_BOUNDS
+
+    @property
+    def life(self) -> Life:
+        return Life(self.serial, self.not_before, self.not_after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,40 @@ class App:
     rank: int = 0
 
 
+class Stage(StrEnum):
+    """How far a renewal is."""
+
+    IDLE = "idle"
+    PREPARING = "preparing"  # a successor is being made
+    TRYING = "trying"  # it is in use, and no connection has come about with it yet
+    FALLING_BACK = "falling-back"  # it is not taken: the one before is put into use again
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """The certificate's renewal. `look_at`, `confirm_at`: when to see to it (monotonic).
+
+    `is_asked`: somebody wants it now, whatever its time. `problem` is why the last attempt failed, and `failures` how
+    many did in a row; `done` and `failed` count for as long as the agent runs.
+    """
+
+    stage: Stage = Stage.IDLE
+    look_at: float = 0.0
+    confirm_at: float = NEVER
+    is_asked: bool = False
+    is_paced: bool = False
+    is_fresh: bool = False
+    failures: int = 0
+    refusals: int = 0
+    problem: Problem | None = None
+    failed_at: datetime | None = None
+    confirm_failures: int = 0
+    is_alarmed: bool = False
+    done: int = 0
+    failed: int = 0
+    askers: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """All that the agent knows. `tried`: brokers that failed since their addresses were last asked for."""
@@ -117,6 +158,7 @@ class State:
     handles: int = 0
     seq: int = 0
     set_aside: int = 0
+    renewal: Renewal = field(default_factory=Renewal)
 
     @property
     def is_online(self) -> bool:
@@ -140,6 +182,9 @@ class State:
         return replace(self, handles=self.handles + 1, outbox=self.outbox.put(message))
 
 
-def initial(settings: Settings, brokers: tuple[Address, ...], journal: Journal) -> State:
-    """The state before `Started`."""
-    return State(settings, brokers=brokers, journal=journal, spool=Spool(bounds=settings.bounds))
+def initial(
+    settings: Settings, brokers: tuple[Address, ...], journal: Journal, *, has_predecessor: bool = False
+) -> State:
+    """The state before `Started`. `has_predecessor`: the certificate in use was not confirmed in an earlier run."""
+    renewal = Renewal(Stage.TRYING if has_predecessor else Stage.IDLE)
+    return State(settings, brokers=brokers, journal=journal, spool=Spool(bounds=settings.bounds), renewal=renewal)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from device_agent.clock import Moment
-from device_agent.core import applications, commands, connection, spooling
+from device_agent.core import applications, commands, connection, renewing, spooling
 from device_agent.core.effects import Acknowledge, Effect, Log, Publish
 from device_agent.core.events import (
     AppJoined,
@@ -16,10 +16,15 @@ from device_agent.core.events import (
     Arrived,
     ConfigFailed,
     ConfigFetched,
+    ConfirmationFailed,
+    Confirmed,
     Connected,
     Disconnected,
     Event,
+    IdentityChanged,
     Journalled,
+    RenewalFailed,
+    RenewalPutOff,
     Sent,
     SpoolFailed,
     SpoolOpened,
@@ -28,6 +33,7 @@ from device_agent.core.events import (
     Started,
     StopRequested,
     Subscribed,
+    SuccessorReady,
     Tick,
 )
 from device_agent.core.shelf import NEVER
@@ -39,7 +45,7 @@ from fleet.errors import InvalidInput
 def step(state: State, event: Event, moment: Moment) -> tuple[State, tuple[Effect, ...]]:
     """What the agent knows after `event`, and what it does about it."""
     effects: list[Effect] = []
-    after = _handle(state, event, moment, effects)
+    after = renewing.settle(state, _handle(state, event, moment, effects), moment, effects)
     if after.is_online != state.is_online:
         applications.tell_all(after, effects)
     return _publish(spooling.settle(after, moment, effects), effects), tuple(effects)
@@ -48,7 +54,8 @@ def step(state: State, event: Event, moment: Moment) -> tuple[State, tuple[Effec
 def _handle(state: State, event: Event, moment: Moment, effects: list[Effect]) -> State:
     match event:
         case Started():
-            return connection.begin(spooling.begin(commands.resume(state, moment)), moment, effects)
+            state = renewing.begin(commands.resume(state, moment), moment)
+            return connection.begin(spooling.begin(state), moment, effects)
         case Tick():
             return commands.on_tick(connection.on_tick(state, moment, effects), moment, effects)
         case ConfigFetched():
@@ -71,6 +78,15 @@ def _handle(state: State, event: Event, moment: Moment, effects: list[Effect]) -
             return spooling.on_event(state, event, moment, effects)
         case AppJoined() | AppSaid() | AppLeft():
             return applications.on_event(state, event, moment, effects)
+        case (
+            SuccessorReady()
+            | RenewalPutOff()
+            | RenewalFailed()
+            | IdentityChanged()
+            | Confirmed()
+            | ConfirmationFailed()
+        ):
+            return renewing.on_event(state, event, moment, effects)
         case StopRequested():
             return connection.on_stop(state, moment, effects)
         case _:
@@ -119,5 +135,10 @@ def _publish(state: State, effects: list[Effect]) -> State:
 
 def next_deadline(state: State) -> float | None:
     """The monotonic time at which a `Tick` is due; None if only others' events can change anything."""
-    times = [commands.next_time(state), connection.next_time(state), spooling.next_time(state)]
+    times = [
+        commands.next_time(state),
+        connection.next_time(state),
+        spooling.next_time(state),
+        renewing.next_time(state),
+    ]
     return None if min(times) == NEVER else min(times)

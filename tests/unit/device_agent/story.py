@@ -38,7 +38,7 @@ from fleet.topics import Command
 
 PUMP = DeviceId("pump-07")
 START = datetime(2026, 11, 21, 8, tzinfo=UTC)
-SETTINGS = Settings(PUMP, Serial("5f"), START + timedelta(days=90), "boot-1", "0.1.0")
+SETTINGS = Settings(PUMP, Serial("5f"), START, START + timedelta(days=90), "boot-1", "0.1.0")
 GATEWAY = Address("gateway.local", 8883)
 SPARE = Address("spare.local", 8883)
 

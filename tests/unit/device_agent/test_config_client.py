@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_agent.config_client import CONFIG_PATH, known_brokers, parse_config, save_brokers
+from device_agent.renewal_client import CONFIRM_PATH
 from device_agent.store import PosixDisk
 from fleet import est
 from fleet.config import Address
@@ -18,6 +19,7 @@ from fleet.layout import AgentHome
 def test_the_path_is_the_services() -> None:
     """`run` may not load fleet.est, so the path stands twice: they would drift apart."""
     assert est.CONFIG == CONFIG_PATH
+    assert est.CONFIRM == CONFIRM_PATH
 
 
 def test_brokers_are_read_with_their_ports() -> None:

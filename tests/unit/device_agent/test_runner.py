@@ -17,7 +17,8 @@ from device_agent.clock import Moment
 from device_agent.core.events import StopRequested, Tick
 from device_agent.runner import MAX_ABANDONED, EventQueue, Runner, World
 from device_agent.store import PosixDisk
-from fleet.layout import AgentHome
+from fleet.identity import Role
+from fleet.layout import AgentHome, Credential
 from tests.deadlines import within
 from tests.unit.device_agent.authority import new_authority
 from tests.unit.device_agent.story import SETTINGS, START
@@ -66,7 +67,9 @@ def test_names_that_are_never_answered_gather_no_threads(tmp_path: Path, monkeyp
     logger = logging.getLogger("device_agent")
     logger.addHandler(heard)
     world = World(moment, lambda: seconds, PosixDisk())
-    runner = Runner(new_home(tmp_path), SETTINGS, "https://enroll.acme.example:8443", world, events)
+    life, url = SETTINGS.life, "https://enroll.acme.example:8443"
+    credential = Credential(SETTINGS.device, Role.DEVICE, life.serial, life.not_before, life.not_after, url)
+    runner = Runner(new_home(tmp_path), SETTINGS, credential, world, events)
     thread = threading.Thread(target=runner.run)
     thread.start()
     try:
