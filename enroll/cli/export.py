@@ -116,8 +116,9 @@ def parquet(
     home: HomeOption = None,
 ) -> None:
     """Into Parquet files, until SIGTERM; needs the extra `parquet`."""
-    from enroll.export.parquet_sink import ParquetSink, Portion
+    from enroll.export.parquet_sink import ParquetSink, Portion, load_arrow
 
+    load_arrow()
     portion = Portion(span=parse_duration(every))
     order = _order(home, identity, broker, device, group, stream, count, for_, session)
     _run(order, "parquet", str(folder), lambda _stop: ParquetSink(folder, portion, now))

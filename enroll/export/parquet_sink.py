@@ -55,7 +55,7 @@ class ParquetSink:
 
     def __init__(self, folder: Path, portion: Portion, clock: Callable[[], datetime]) -> None:
         """Finishes the file that a crash left unfinished. Raises: FleetError."""
-        self._arrow = _loaded()
+        self._arrow = load_arrow()
         self._folder = folder
         self._portion = portion
         self._clock = clock
@@ -173,7 +173,8 @@ class ParquetSink:
         os.close(self._claim)
 
 
-def _loaded() -> Any:
+def load_arrow() -> Any:
+    """The library that writes Parquet. Raises: FleetError that says how to install it."""
     try:
         import pyarrow.parquet
     except ModuleNotFoundError as error:
