@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from device_agent.clock import Moment
 from device_agent.core.events import StopRequested
 from device_agent.core.state import Settings
+from device_agent.renewal import life_of
 from device_agent.runner import EventQueue, Runner, World
 from device_agent.store import PosixDisk
 from enroll import authority
@@ -108,10 +109,11 @@ class Crowd:
 
 def _runner(home: AgentHome, queue: EventQueue) -> Runner:
     credential = decode_credential(home.meta.read_bytes())
-    settings = Settings(credential.device, credential.serial, credential.not_after, secrets.token_hex(8), "storm")
+    life = life_of(credential)
+    settings = Settings(credential.device, life.serial, life.not_before, life.not_after, secrets.token_hex(8), "storm")
     chance = random.SystemRandom().random
     world = World(lambda: Moment(time.monotonic(), datetime.now(UTC), chance()), time.monotonic, PosixDisk())
-    return Runner(home, settings, credential.enroll_url, world, queue)
+    return Runner(home, settings, credential, world, queue)
 
 
 def enrol_many(fleet: LiveFleet, folder: Path, count: int) -> Iterator[AgentHome]:
