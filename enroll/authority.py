@@ -79,6 +79,27 @@ def create(domain: TrustDomain, crl_url: str, *, now: datetime, token_bytes: Tok
     return NewAuthority(Authority(domain, root, devices, servers), root_key, devices_key, servers_key)
 
 
+@dataclass(frozen=True, slots=True)
+class Root:
+    """The root with its key, for the moment that an admin lends its passphrase."""
+
+    certificate: x509.Certificate
+    signer: keys.Signer
+
+    def sign_crl(self, builder: x509.CertificateRevocationListBuilder) -> x509.CertificateRevocationList:
+        """The list in `builder`, signed."""
+        return self.signer.sign_crl(builder)
+
+
+def load_root(home: AdminHome, passphrase: bytes) -> Root:
+    """The root of an initialised home. Raises: NotFound, Denied (the passphrase is wrong), FleetError."""
+    certificate = read_certificate(home.root.certificate)
+    signer = keys.KeySigner(keys.read_key(home.root.key, passphrase))
+    if signer.public_key != certificate.public_key():
+        raise FleetError(f"{home.root.key} is not the root's key", hint="restore both from one backup")
+    return Root(certificate, signer)
+
+
 def load(home: AdminHome, domain: TrustDomain, crl_url: str) -> Authority:
     """The authority of an initialised home; needs no passphrase. Raises: NotFound, Denied, FleetError."""
     return Authority(

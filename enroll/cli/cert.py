@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from enroll.cli.options import HomeOption, Output, OutputOption, Verbs, admin_home, now, open_registry
-from enroll.cli.output import Row, ahead, minute, print_one, print_rows, time_or_none
+from enroll.cli.options import (
+    HomeOption,
+    Output,
+    OutputOption,
+    ReasonOption,
+    Verbs,
+    YesOption,
+    admin_home,
+    confirm,
+    now,
+    open_registry,
+    parse_reason,
+    user,
+)
+from enroll.cli.output import Row, ahead, minute, print_one, print_rows, say, time_or_none
 from fleet.errors import NotFound
 from fleet.identity import DeviceId, Serial
 
 if TYPE_CHECKING:
-    from enroll.registry.records import CertificateRecord
+    from enroll.registry.records import CertificateRecord, Revocation
 
 _SERVER = "(server)"
+
+SerialArgument = Annotated[str, typer.Argument(metavar="SERIAL", help="In hexadecimal, as cert list shows it.")]
 
 
 def list_(
@@ -42,18 +58,15 @@ def list_(
 
 
 def show(
-    serial: Annotated[str, typer.Argument(metavar="SERIAL", help="In hexadecimal, as cert list shows it.")],
+    serial: SerialArgument,
     output: OutputOption = Output.TABLE,
     home: HomeOption = None,
 ) -> None:
     """Show one certificate."""
-    from enroll.registry import identity
+    from enroll.service import find_certificate
 
-    wanted = Serial(serial.replace(":", "").lower().lstrip("0"))
-    with open_registry(admin_home(home)) as registry, registry.read() as transaction:
-        found = identity.find_certificate(transaction, wanted)
-    if found is None:
-        raise NotFound(f"there is no certificate {wanted}", hint="enroll cert list")
+    with open_registry(admin_home(home)) as registry:
+        found, ended = find_certificate(registry, _parse_serial(serial))
     names = _names(found)
     shown = [
         ("serial", found.serial),
@@ -67,9 +80,47 @@ def show(
         ("valid from", minute(found.not_before)),
         ("valid until", minute(found.not_after)),
         ("key sha-256", found.key.hex()),
+        *_ended(ended),
     ]
-    row = Row(found.serial, _fields(found) | {"names": names, "pem": _pem(found)}, tuple(value for _, value in shown))
+    why = {
+        "ended_at": time_or_none(None if ended is None else ended.at),
+        "reason": None if ended is None or ended.reason is None else ended.reason.value,
+    }
+    fields = _fields(found) | why | {"names": names, "pem": _pem(found)}
+    row = Row(found.serial, fields, tuple(value for _, value in shown))
     print_one(output, row, [label for label, _ in shown])
+
+
+def _ended(ended: Revocation | None) -> Iterator[tuple[str, str]]:
+    """What a CRL says of it."""
+    if ended is not None:
+        yield "not good since", minute(ended.at)
+        yield "reason", "unspecified" if ended.reason is None else ended.reason.value
+
+
+def revoke(
+    serial: SerialArgument, reason: ReasonOption = None, yes: YesOption = False, home: HomeOption = None
+) -> None:
+    """End one certificate for good, and the connection that shows it.
+
+    Whoever holds it stays what it is: with another certificate, or a new one, it comes in.
+    """
+    from enroll.service import find_certificate, revoke_certificate
+
+    wanted, why = _parse_serial(serial), parse_reason(reason)
+    with open_registry(admin_home(home)) as registry:
+        holder = find_certificate(registry, wanted)[0].principal
+        confirm(f"revoke certificate {wanted} of {holder or 'a server'} for good?", yes=yes)
+        ended = revoke_certificate(registry, wanted, by=user(), now=now(), reason=why)
+    say(f"{wanted} is revoked" + (" already" if ended.is_repeated else ""))
+    if holder is not None and ended.left:
+        say(f"{holder} may still connect with {', '.join(ended.left)}; enroll device revoke {holder} keeps it out")
+    elif holder is not None:
+        say(f"{holder} cannot connect; enroll token create --device {holder} --replace gives its name to a new key")
+
+
+def _parse_serial(text: str) -> Serial:
+    return Serial(text.replace(":", "").lower().lstrip("0"))
 
 
 def _fields(record: CertificateRecord) -> dict[str, Any]:
@@ -100,4 +151,4 @@ def _pem(record: CertificateRecord) -> str:
     return ssl.DER_cert_to_PEM_cert(record.der)
 
 
-VERBS: Verbs = {"list": list_, "show": show}
+VERBS: Verbs = {"list": list_, "show": show, "revoke": revoke}

@@ -14,12 +14,14 @@ from enroll.cli.options import (
     HomeOption,
     Output,
     OutputOption,
+    ReasonOption,
     Verbs,
     YesOption,
     admin_home,
     confirm,
     now,
     open_registry,
+    parse_reason,
     user,
 )
 from enroll.cli.output import Row, ago, ahead, minute, print_one, print_pages, say, time_or_none
@@ -208,17 +210,17 @@ def resume(id: IdArgument, home: HomeOption = None) -> None:
     say(f"{id} is active")
 
 
-def revoke(id: IdArgument, yes: YesOption = False, home: HomeOption = None) -> None:
+def revoke(id: IdArgument, reason: ReasonOption = None, yes: YesOption = False, home: HomeOption = None) -> None:
     """Keep it out for good.
 
     Its connection ends at once; its certificates, and tokens that could replace them, are void.
     """
     from enroll.service import revoke as revoke_principal
 
-    device, at = DeviceId(id), admin_home(home)
+    device, why, at = DeviceId(id), parse_reason(reason), admin_home(home)
     with open_registry(at) as registry:
         confirm(f"revoke {device} for good?", yes=yes)
-        revoke_principal(registry, device, by=user(), now=now())
+        revoke_principal(registry, device, by=user(), now=now(), reason=why)
     say(f"{device} is revoked; enroll token create --device {device} --replace gives its name to a new key")
 
 

@@ -63,7 +63,7 @@ def init(
         TrustDomain(trust_domain),
         tuple(host),
         crl_url or f"http://{host[0]}:8080/crl",
-        _passphrase(passphrase_file),
+        passphrase(passphrase_file, is_new=True),
         parse_address(listen),
         parse_address(broker_listen),
         DEFAULT_CRL if crl_listen is None else parse_crl_listen(crl_listen),
@@ -72,7 +72,11 @@ def init(
     _tell(AdminHome(path), authority, host)
 
 
-def _passphrase(file: Path | None) -> bytes:
+def passphrase(file: Path | None, *, is_new: bool) -> bytes:
+    """The root key's passphrase: from a file, FLEET_CA_PASSPHRASE, or whoever is there; a new one is typed twice.
+
+    Raises: InvalidInput, FleetError.
+    """
     if file is not None:
         try:
             return _first_line(file.read_bytes())
@@ -85,7 +89,7 @@ def _passphrase(file: Path | None) -> bytes:
             "the root key needs a passphrase, and nobody is there to type it",
             hint=f"give --passphrase-file FILE, or set {_VARIABLE}",
         )
-    return _typed()
+    return _typed(is_new=is_new)
 
 
 def _first_line(data: bytes) -> bytes:
@@ -96,12 +100,12 @@ def _first_line(data: bytes) -> bytes:
     return lines[0]
 
 
-def _typed() -> bytes:
+def _typed(*, is_new: bool) -> bytes:
     try:
         first = getpass.getpass("Passphrase of the root key: ")
-        if len(first) < _MIN_CHARS:
+        if is_new and len(first) < _MIN_CHARS:
             raise InvalidInput(f"the passphrase has under {_MIN_CHARS} characters", hint="take a longer one")
-        if getpass.getpass("Once more: ") != first:
+        if is_new and getpass.getpass("Once more: ") != first:
             raise InvalidInput("the two passphrases differ", hint="type it again")
     except EOFError as error:
         raise FleetError("no passphrase was typed", hint=f"or give --passphrase-file FILE, or {_VARIABLE}") from error

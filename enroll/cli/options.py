@@ -21,6 +21,7 @@ from fleet.layout import AdminHome
 
 if TYPE_CHECKING:
     from enroll.registry import Registry
+    from enroll.registry.records import Reason
 
 SYSTEM_HOME: Final = Path("/var/lib/mqtt-fleet")
 token_bytes = secrets.token_bytes
@@ -111,6 +112,30 @@ def confirm(question: str, *, yes: bool) -> None:
         raise InvalidInput(f"nobody is there to answer: {question}", hint="add --yes")
     if not typer.confirm(question, err=True):
         raise typer.Exit(1)
+
+
+ReasonOption = Annotated[
+    str | None,
+    typer.Option("--reason", metavar="REASON", help="Why, as RFC 5280 names it.", show_default="unspecified"),
+]
+
+
+def parse_reason(text: str | None) -> Reason | None:
+    """A reason by its name in RFC 5280, `keyCompromise` or `key-compromise`. Raises: InvalidInput."""
+    from enroll.registry.records import Reason
+
+    if text is None:
+        return None
+    plain = text.replace("-", "").replace("_", "").lower()
+    reasons = {reason.value.lower(): reason for reason in Reason}
+    if plain == Reason.CERTIFICATE_HOLD.value.lower():
+        raise InvalidInput("a certificate is on hold while its device is suspended", hint="enroll device suspend ID")
+    if plain == "unspecified":
+        return None
+    if plain not in reasons:
+        known = ", ".join(each for each in Reason if each is not Reason.CERTIFICATE_HOLD)
+        raise InvalidInput(f"{text[:40]!r} is not a reason", hint=f"one of {known}")
+    return reasons[plain]
 
 
 _DURATION = re.compile(r"([0-9]{1,6})(s|m|h|d)")

@@ -14,6 +14,7 @@ from enroll.cli.options import (
     HomeOption,
     Output,
     OutputOption,
+    ReasonOption,
     Verbs,
     YesOption,
     admin_home,
@@ -21,6 +22,7 @@ from enroll.cli.options import (
     now,
     open_registry,
     parse_duration,
+    parse_reason,
     token_bytes,
     user,
 )
@@ -33,7 +35,7 @@ from fleet.layout import AdminHome, decode_run_file
 
 if TYPE_CHECKING:
     from enroll.registry import Registry
-    from enroll.registry.records import Approval, TokenRecord
+    from enroll.registry.records import Approval, Reason, TokenRecord
     from enroll.service import Invitation
     from enroll.tokens import TokenOrder
 
@@ -258,6 +260,7 @@ def _fields(record: TokenRecord) -> dict[str, Any]:
 def revoke(
     id: Annotated[str, typer.Argument(metavar="TOKEN", help="Its id, as token list shows it.")],
     devices: Annotated[bool, typer.Option("--devices", help="Revoke whomever it let in, too.")] = False,
+    reason: ReasonOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --devices: list them, revoke nothing.")] = False,
     yes: YesOption = False,
     home: HomeOption = None,
@@ -265,6 +268,7 @@ def revoke(
     """End a token. Whoever it let in already stays, unless you say --devices."""
     from enroll.service import enrolled_by, revoke_token
 
+    why = parse_reason(reason)
     with open_registry(admin_home(home)) as registry:
         found = enrolled_by(registry, id) if devices or dry_run else []
         if dry_run:
@@ -275,16 +279,16 @@ def revoke(
         record = revoke_token(registry, id, by=user(), now=now())
         say(f"token {record.id} lets nobody in any more")
         if devices:
-            _revoke_enrolled(registry, record.id, len(found))
+            _revoke_enrolled(registry, record.id, len(found), why)
 
 
-def _revoke_enrolled(registry: Registry, id: str, expected: int) -> None:
+def _revoke_enrolled(registry: Registry, id: str, expected: int, reason: Reason | None) -> None:
     """Batch by batch: a fleet goes on while its stolen part is cut off."""
     from enroll.service import revoke_enrolled
 
     count = 0
     with progress("revoked", expected) as bar:
-        for some in revoke_enrolled(registry, id, by=user(), now=now()):
+        for some in revoke_enrolled(registry, id, by=user(), now=now(), reason=reason):
             bar.hide()
             print("\n".join(some))
             count += len(some)

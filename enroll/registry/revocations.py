@@ -6,6 +6,7 @@ Whoever ends a certificate does it here, so that brokers (`certificates.state`) 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -14,9 +15,9 @@ from sqlalchemy import update as updating
 
 from enroll.registry import identity
 from enroll.registry.records import CertificateState, Reason, Revocation
-from enroll.registry.schema import Instant, certificates, metadata
+from enroll.registry.schema import Instant, certificates, metadata, principals
 from enroll.registry.statement import Row, Statement, insert_into
-from fleet.identity import DeviceId, Serial
+from fleet.identity import DISPATCH, DeviceId, Role, Serial
 
 revocations: Final = Table(
     "revocations",
@@ -75,8 +76,36 @@ _TOUCH = Statement(
     updating(crl_shards).where(crl_shards.c.shard == bindparam("of")).values(revision=crl_shards.c.revision + 1)
 )
 _FIRST_TOUCH = insert_into(crl_shards, "shard", "revision")
+_IS_OF_OTHERS = (
+    identity.IS_LIVE,
+    certificates.c.issuer == bindparam("issuer"),
+    principals.c.role != Role.BROKER.value,
+    principals.c.id != DISPATCH.id,
+)
+_LIVE_OF_ISSUER = Statement(
+    select(certificates.c.number, certificates.c.serial, certificates.c.principal)
+    .join(principals, principals.c.id == certificates.c.principal)
+    .where(certificates.c.number > bindparam("after"), *_IS_OF_OTHERS)
+    .order_by(certificates.c.number)
+    .limit(bindparam("limit", type_=Integer))
+)
+_COUNT_LIVE = Statement(
+    select(func.count())
+    .select_from(certificates)
+    .join(principals, principals.c.id == certificates.c.principal)
+    .where(*_IS_OF_OTHERS)
+)
 _REVISIONS = Statement(select(crl_shards.c.shard, crl_shards.c.revision))
 _LAST_NUMBER = Statement(select(func.coalesce(func.max(certificates.c.number), 0)))
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A certificate with which its principal may connect."""
+
+    number: int
+    serial: Serial
+    principal: DeviceId
 
 
 def supersede(transaction: Connection, serials: Iterable[Serial], now: datetime) -> None:
@@ -165,6 +194,19 @@ def revisions(transaction: Connection) -> dict[int, int]:
     assert row is not None
     last = identity.shard_of(int(row[0]))
     return dict.fromkeys(range(last + 1), 0) | dict(_REVISIONS.all(transaction))
+
+
+def live_of_issuer(transaction: Connection, issuer: str, after: int, limit: int) -> list[Live]:
+    """Up to `limit` live certificates of an issuer behind that number, by number; none of brokers and dispatch."""
+    found = _LIVE_OF_ISSUER.all(transaction, issuer=issuer, after=after, limit=limit)
+    return [Live(number, Serial(serial), DeviceId(principal)) for number, serial, principal in found]
+
+
+def count_live(transaction: Connection, issuer: str) -> int:
+    """How many certificates `live_of_issuer` gives in the end."""
+    row = _COUNT_LIVE.first(transaction, issuer=issuer)
+    assert row is not None
+    return int(row[0])
 
 
 def _revocation(row: Row) -> Revocation:

@@ -6,6 +6,7 @@
 `manufacturers`   add_manufacturer, remove_manufacturer, trusted_manufacturers; add_claims, claims, remove_claim, ...
 `enrolment`       Enrolment: enrol, pair, claim, reenrol (needs the CA; the others do not)
 `waiting`         what waits for an admin; `hardware` what a manufacturer proves; both within `enrolment`
+`revocation`      revoke_certificate, revoke_some_issued, count_issued, find_certificate
 `admission`       admit: who a client certificate is, now
 """
 
@@ -37,11 +38,19 @@ from enroll.service.manufacturers import (
     remove_manufacturer,
     trusted_manufacturers,
 )
+from enroll.service.revocation import (
+    Ended,
+    count_issued,
+    find_certificate,
+    revoke_certificate,
+    revoke_some_issued,
+)
 from enroll.service.waiting import Asker, RequestDenied, TooManyWaiting, Waiting
 
 __all__ = [
     "Asker",
     "Details",
+    "Ended",
     "Enrolment",
     "Hardware",
     "Invitation",
@@ -62,8 +71,10 @@ __all__ = [
     "check_known",
     "check_orders",
     "claims",
+    "count_issued",
     "deny",
     "enrolled_by",
+    "find_certificate",
     "find_request",
     "hardware_of",
     "invite",
@@ -75,7 +86,9 @@ __all__ = [
     "requests",
     "resume",
     "revoke",
+    "revoke_certificate",
     "revoke_enrolled",
+    "revoke_some_issued",
     "revoke_token",
     "show",
     "suspend",

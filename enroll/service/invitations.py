@@ -11,7 +11,7 @@ from enroll import audit
 from enroll import tokens as rules
 from enroll.registry import Registry, Transaction, approvals, identity
 from enroll.registry import tokens as token_rows
-from enroll.registry.records import Approval, TokenRecord
+from enroll.registry.records import Approval, Reason, TokenRecord
 from enroll.service import administration
 from enroll.service.waiting import deny_open
 from enroll.tokens import TokenOrder
@@ -113,7 +113,9 @@ def enrolled_by(registry: Registry, id: str) -> list[DeviceId]:
         return sorted(device for device, _ in token_rows.enrolled_by(transaction, id, b"", record.uses))
 
 
-def revoke_enrolled(registry: Registry, id: str, *, by: str, now: datetime) -> Iterator[list[DeviceId]]:
+def revoke_enrolled(
+    registry: Registry, id: str, *, by: str, now: datetime, reason: Reason | None = None
+) -> Iterator[list[DeviceId]]:
     """Revoke whom the token let in, REVOKED_AT_ONCE in a transaction, and tell them. Revoke the token first.
 
     Raises: RegistryUnavailable.
@@ -123,7 +125,7 @@ def revoke_enrolled(registry: Registry, id: str, *, by: str, now: datetime) -> I
         with registry.write() as transaction:
             found = token_rows.enrolled_by(transaction, id, after, REVOKED_AT_ONCE)
             for device, _ in found:
-                administration.revoke_in(transaction, device, by=by, now=now)
+                administration.revoke_in(transaction, device, by=by, now=now, reason=reason)
         if not found:
             return
         yield [device for device, _ in found]
