@@ -95,7 +95,7 @@ def sqlite(
     session: SessionOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Into a table `telemetry`, each message exactly once, until SIGTERM."""
+    """Into a table `telemetry`, each message once, until SIGTERM."""
     from enroll.export.sqlite_sink import SqliteSink
 
     order = _order(home, identity, broker, device, group, stream, count, for_, session)
@@ -125,9 +125,7 @@ def parquet(
 
 
 def influx(
-    path: Annotated[
-        str, typer.Argument(metavar="[FILE|-]", help="Lines are appended.", show_default="stdout")
-    ] = STDOUT,
+    path: Annotated[str, typer.Argument(metavar="FILE|-", help="Lines are appended.", show_default="stdout")] = STDOUT,
     device: DeviceOption = None,
     group: GroupOption = None,
     stream: StreamOption = None,

@@ -35,7 +35,10 @@ def load_service(home: AgentHome, now: datetime) -> Credential:
         raise NotFound(f"there is no identity in {home.path}", hint=_how_to_join("export", home)) from error
     if credential.role is not Role.SERVICE:
         words = f"{home.path} is {credential.device}, of role {credential.role.value}; an export is a service"
-        raise InvalidInput(words, hint=_how_to_join("export", home))
+        hint = (
+            "enroll token create --role service --device export, join into another directory, and --identity names it"
+        )
+        raise InvalidInput(words, hint=hint)
     if credential.not_after < now:
         words = f"the certificate of {credential.device} ended at {messages.format_time(credential.not_after)}"
         raise Denied(words, hint=_how_to_join(credential.device, home, " --replace"))

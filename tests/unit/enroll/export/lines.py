@@ -8,10 +8,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Point:
+    """Hashable by what makes it one point to InfluxDB."""
+
     measurement: str
     tags: dict[str, str]
     fields: dict[str, float | bool | str]
     nanoseconds: int
+
+    def __hash__(self) -> int:
+        return hash((self.measurement, self.nanoseconds))
+
+    def field(self, name: str) -> float:
+        value = self.fields[name]
+        assert isinstance(value, float)
+        return value
 
 
 def parse(line: str) -> Point:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -191,7 +190,7 @@ def test_when_a_file_is_made(tmp_path: Path, portion: dict[str, Any]) -> None:
 
 @contextmanager
 def _crash(folder: Path) -> Iterator[ParquetSink]:
-    """A sink that ends as with kill -9: what is in the spool by then is there at the next start, nothing is finished."""
+    """A sink that ends as with kill -9: what is in the spool by then is all that there is."""
     sink, before = _parquet(folder, span=timedelta(days=1)), folder / "before"
     yield sink
     shutil.copytree(folder / "out", before)
@@ -223,7 +222,7 @@ def test_a_file_that_a_crash_interrupted_is_made_once(tmp_path: Path, is_written
     with closing(_parquet(tmp_path)) as again:
         assert Written(0, seen_before=1) == again.write([reading(2)])
     assert [1, 2] == _seqs(tmp_path)
-    assert [SPOOL, name] == sorted(os.listdir(tmp_path / "out"))
+    assert [SPOOL, name] == sorted(path.name for path in (tmp_path / "out").iterdir())
 
 
 def test_a_file_that_cannot_be_written_waits(tmp_path: Path) -> None:
