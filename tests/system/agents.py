@@ -83,9 +83,11 @@ def listen_on(host: str, port: int = 0) -> str:
 
 
 @contextmanager
-def live_fleet(folder: Path, *, with_broker: bool, host: str = "127.0.0.1") -> Iterator[LiveFleet]:
-    """A new fleet whose service, and broker if wanted, run on an address of this machine."""
+def live_fleet(folder: Path, *, with_broker: bool, host: str = "127.0.0.1", toml: str = "") -> Iterator[LiveFleet]:
+    """A new fleet whose service, and broker if wanted, run on an address of this machine; `toml` is more of its file."""
     home = new_home(folder / "fleet", hosts=("localhost", "127.0.0.1") if host == "127.0.0.1" else (host,))
+    with home.config.open("a") as file:
+        file.write(toml)
     with ExitStack() as stack:
         service = stack.enter_context(Program("enroll", "serve", "--home", home.path, "--listen", listen_on(host)))
         url = service.wait_for_line(r"^enroll: ready (\S+)$")[1]

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import random
+import ssl
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from fleet.join import JoinCode, parse_join_code
+from device_agent.store import PosixDisk
+from device_agent.succession import Succession
 from fleet.layout import AgentHome
-from tests.processes import run
+from tests.faults.cutting import Traced, calls_of, paths_below, points_of
+from tests.faults.losing import losing
+from tests.faults.power_cut import Cuts, check_connects, enrolled
+from tests.faults.renewals import lives, renew_under_telemetry, until_renewed
+from tests.processes import Finished, run
 from tests.system.agents import Agent, LiveFleet, Operator, live_fleet, serial_of, status_of
-
-LIFE = '\n[enroll.life]\ntest = "30s"\n'
+from tests.unit.device_agent.servers import http_answer, read_request, tls_server
 
 
 @pytest.fixture(scope="module", name="fleet")
 def _fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
-    with live_fleet(tmp_path_factory.mktemp("renewal"), with_broker=True) as fleet:
+    with live_fleet(tmp_path_factory.mktemp("renewal"), with_broker=True, toml=lives(30)) as fleet:
         yield fleet
 
 
-def invite(fleet: LiveFleet, device: str, profile: str) -> JoinCode:
-    made = fleet.enroll("token", "create", "--device", device, "--profile", profile, "-o", "json")
-    return parse_join_code(json.loads(made.stdout)["code"])
-
-
-def certificates(fleet: LiveFleet, device: str) -> list[str]:
-    """The state of each, oldest first."""
+def states(fleet: LiveFleet, device: str) -> list[str]:
+    """The state of each certificate, oldest first."""
     shown = json.loads(fleet.enroll("device", "show", device, "-o", "json").stdout)
     return [str(each["state"]) for each in shown["certificates"]]
 
@@ -36,12 +40,28 @@ def generations(home: AgentHome) -> list[str]:
     return sorted(path.name for path in home.path.glob("gen-*"))
 
 
+def renew(home: AgentHome) -> Finished:
+    return run("device-agent", "renew", "--home", home.path)
+
+
+def ask_at(home: AgentHome, url: str) -> str:
+    """The agent finds its service at `url` from now on; where it did before."""
+    fields = json.loads(home.meta.read_bytes())
+    home.meta.write_text(json.dumps(fields | {"enroll_url": url}))
+    return str(fields["enroll_url"])
+
+
+def service_address(fleet: LiveFleet) -> tuple[str, int]:
+    parts = urlsplit(fleet.url)
+    return str(parts.hostname), int(parts.port or 0)
+
+
 def test_renew_gives_a_running_agent_a_new_key_with_one_reconnect(fleet: LiveFleet) -> None:
     """A renewal would interrupt a device for long, or leave it with the old key."""
     home = fleet.joined("pump-01")
     first, key = serial_of(home), home.identity.key.read_bytes()
     with Operator(fleet) as operator, Agent(home).wait_ready() as agent:
-        renewed = run("device-agent", "renew", "--home", home.path).check()
+        renewed = renew(home).check()
         second = serial_of(home)
         assert second in renewed.stdout
         assert second != first
@@ -53,7 +73,146 @@ def test_renew_gives_a_running_agent_a_new_key_with_one_reconnect(fleet: LiveFle
         said = status_of(home)
         assert ("online", second) == (said["state"], said["serial"])
         assert (1, 0, None) == tuple(said["renewal"][name] for name in ("renewed_count", "failed_count", "code"))
-    states = [fields["status"] for topic, fields in operator.heard if topic.endswith("/status")]
-    assert "offline" not in states
-    assert ["confirmed", "confirmed"] == certificates(fleet, "pump-01")
+        assert "cryptography" not in Path(f"/proc/{agent.pid}/maps").read_text()
+    assert "offline" not in [fields["status"] for topic, fields in operator.heard if topic.endswith("/status")]
+    assert ["confirmed", "confirmed"] == states(fleet, "pump-01")
     assert ["gen-2"] == generations(home)
+
+
+def test_certificates_renew_by_themselves_under_telemetry(fleet: LiveFleet) -> None:
+    """Each renewal would cost messages; `python -m tests.faults.renewals` goes through twenty."""
+
+    def once_by_itself_then_twice_when_asked(agent: Agent) -> None:
+        until_renewed(1, 40)(agent)
+        for _ in range(2):
+            renew(agent.home).check()
+
+    outcome = renew_under_telemetry(fleet, "pump-02", once_by_itself_then_twice_when_asked)
+    outcome.check()
+    assert 3 == outcome.renewals
+    fleet.service.wait_for_line("certificate.superseded device=pump-02", stream="stderr")
+
+
+def test_a_device_renews_without_a_running_agent(fleet: LiveFleet) -> None:
+    """A device whose agent is stopped, and an operator who has none, could not renew."""
+    home = fleet.joined("pump-03")
+    first = serial_of(home)
+    renew(home).check()
+    assert first != serial_of(home)
+    assert ["confirmed", "confirmed"] == states(fleet, "pump-03")
+    assert ["gen-2"] == generations(home)
+    with Agent(home).wait_ready() as agent:
+        assert "renewal." not in agent.stderr
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_a_lost_answer_makes_no_second_certificate(fleet: LiveFleet, number: int) -> None:
+    """Each lost answer would leave a key that connects, and use up the device's right to renew: 1 the certificate,
+    2 the CA's, 3 the proof, 4 the confirmation.
+    """
+    home = fleet.joined(f"pump-1{number}")
+    with losing(service_address(fleet), number) as (relay, loss):
+        ask_at(home, relay.url)
+        lost = renew(home)
+        assert loss.count >= number
+        again = renew(home) if lost.returncode else lost
+    again.check()
+    assert (0 if number == 4 else 5) == lost.returncode, lost.stderr
+    assert 2 == len(states(fleet, f"pump-1{number}"))
+    with Agent(home).wait_ready() as agent:
+        if number == 4:  # the answer alone was lost, and so the agent tells it again
+            agent.wait_for_line("renewal.confirmed", stream="stderr")
+    assert ["gen-2"] == generations(home)
+
+
+def test_a_proxy_that_answers_502_is_told_and_changes_nothing(fleet: LiveFleet, tmp_path: Path) -> None:
+    """A device would go offline because of its renewal, or nobody would know why it fails."""
+    home = fleet.joined("pump-20")
+    first = serial_of(home)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(fleet.home.enroll_server.certificate, fleet.home.enroll_server.key)
+
+    def refuse(connection: ssl.SSLSocket) -> None:
+        read_request(connection)
+        connection.sendall(http_answer("502 Bad Gateway", b"no upstream\n", "Connection: close\r\n"))
+
+    with Agent(home).wait_ready():  # it knows its brokers now
+        pass
+    with tls_server(context, refuse) as proxy, Operator(fleet) as operator:
+        real = ask_at(home, proxy.url)
+        with Agent(home).wait_ready() as agent:
+            refused = renew(home)
+            assert 5 == refused.returncode
+            assert "service-error" in refused.stderr
+            assert "HTTP 502" in refused.stderr
+            said = status_of(home)
+            assert ("online", "service-error", 1) == (
+                said["state"],
+                said["renewal"]["code"],
+                said["renewal"]["failures"],
+            )
+            told = operator.next("devices/pump-20/up/events/renewal")["data"]
+            assert ("failed", "service-error") == (told["state"], told["code"])
+            assert 1 == agent.stderr.count("connection.ready")
+        assert "failed once (service-error)" not in run("device-agent", "status", "--home", home.path).stdout
+    assert first == serial_of(home)
+    ask_at(home, real)
+    renew(home).check()
+
+
+def test_a_successor_that_the_broker_refuses_is_given_back(fleet: LiveFleet) -> None:
+    """A device would be lost by its own renewal: here it was promoted, and then revoked, before it ever connected."""
+    home = fleet.joined("pump-21")
+    first = serial_of(home)
+    with losing(service_address(fleet), 4) as (relay, _):
+        real = ask_at(home, relay.url)
+        renew(home).check()  # in use, and nobody has confirmed it
+        second = serial_of(home)
+        ask_at(home, real)
+    fleet.enroll("cert", "revoke", second, "--yes")
+    with Agent(home) as agent:
+        agent.wait_for_line("renewal.failed code=broker-refuses", stream="stderr")
+        agent.wait_ready()
+        assert first == serial_of(home) == status_of(home)["serial"]
+        renew(home).check()
+        agent.wait_for_line("renewal.confirmed", stream="stderr")
+    assert serial_of(home) not in (first, second)
+    assert "confirmed" == states(fleet, "pump-21")[-1]
+
+
+@pytest.mark.timeout(240)
+def test_a_renewal_killed_anywhere_leaves_a_device_that_connects(fleet: LiveFleet, tmp_path: Path) -> None:
+    """A power cut in a renewal would cost a journey to the device."""
+    cuts = Cuts(fleet, tmp_path, random.Random(11))
+    home = enrolled(cuts)
+    with Traced(cuts.log, [], "", "device-agent", "renew", "--home", home.path) as whole:
+        assert 0 == whole.wait(), whole.describe()
+    paths = paths_below(home.path, calls_of(cuts.log))
+    points = points_of(cuts.log, paths)
+    for point in points[:: len(points) // 6]:
+        home = enrolled(cuts)
+        names = [home.path / path.relative_to(paths[0]) for path in paths]
+        with Traced(cuts.log, names, point.kill, "device-agent", "renew", "--home", home.path) as killed:
+            assert killed.was_cut(), point
+        check_connects(cuts, home)
+        renew(home).check()
+        check_connects(cuts, home)
+
+
+@pytest.mark.parametrize("call", ["write", "mkdir", "rename", "symlink"])
+def test_a_full_disk_keeps_the_certificate_in_use(fleet: LiveFleet, tmp_path: Path, call: str) -> None:
+    """A card that other programs have filled would take the identity with it."""
+    home = fleet.joined(f"pump-3-{call}")
+    first = serial_of(home)
+    folder = home.path / "gen-2"
+    names = ["key.pem", "request.json.new", "request.json", "cert.pem.new", "cert.pem", "meta.json.new", "meta.json"]
+    paths = [home.path, folder, home.path / "current.new", home.path / "current", *(folder / name for name in names)]
+    full = f"{call}:error={errno.errorcode[errno.ENOSPC]}"
+    with Traced(tmp_path / "log", paths, full, "device-agent", "renew", "--home", home.path) as agent:
+        assert 1 == agent.wait(), agent.describe()
+    assert "No space left on device" in agent.stderr
+    assert "Traceback" not in agent.stderr
+    assert first == serial_of(home)
+    renew(home).check()
+    assert first != serial_of(home)
+    assert None is Succession(home, PosixDisk()).previous()
