@@ -84,7 +84,7 @@ def listen_on(host: str, port: int = 0) -> str:
 
 @contextmanager
 def live_fleet(folder: Path, *, with_broker: bool, host: str = "127.0.0.1", toml: str = "") -> Iterator[LiveFleet]:
-    """A new fleet whose service, and broker if wanted, run on an address of this machine; `toml` is more of its file."""
+    """A new fleet whose service, and broker if wanted, run on an address of this machine; `toml`: more of its file."""
     home = new_home(folder / "fleet", hosts=("localhost", "127.0.0.1") if host == "127.0.0.1" else (host,))
     with home.config.open("a") as file:
         file.write(toml)
