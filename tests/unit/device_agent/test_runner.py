@@ -16,10 +16,15 @@ from device_agent.clock import Moment
 from device_agent.core.events import AppLeft, StopRequested, Tick
 from device_agent.runner import MAX_ABANDONED, EventQueue, Runner, World
 from device_agent.store import PosixDisk
-from fleet.layout import AgentHome
+from fleet.identity import Role, Serial
+from fleet.layout import AgentHome, Credential
 from tests.deadlines import within
 from tests.unit.device_agent.authority import new_authority
-from tests.unit.device_agent.story import SETTINGS, START
+from tests.unit.device_agent.story import PUMP, SETTINGS, START
+
+CREDENTIAL = Credential(
+    PUMP, Role.DEVICE, Serial("5f"), START, START + timedelta(days=90), "https://enroll.acme.example:8443"
+)
 
 
 class Heard(logging.Handler):
@@ -63,7 +68,7 @@ def test_names_that_are_never_answered_gather_no_threads(tmp_path: Path, monkeyp
     logger = logging.getLogger("device_agent")
     logger.addHandler(heard)
     world = World(moment, lambda: seconds, PosixDisk())
-    runner = Runner(new_home(tmp_path), SETTINGS, "https://enroll.acme.example:8443", world, events)
+    runner = Runner(new_home(tmp_path), SETTINGS, CREDENTIAL, world, events)
     thread = threading.Thread(target=runner.run)
     thread.start()
     try:
@@ -86,7 +91,7 @@ def test_neither_timers_nor_events_starve(tmp_path: Path) -> None:
     """Under a flood of a firmware the pause before the next attempt would never end, or the firmware never be heard."""
     events = EventQueue()
     world = World(lambda: Moment(5.0, START, 0.5), lambda: 5.0, PosixDisk())
-    runner = Runner(AgentHome(tmp_path), SETTINGS, "https://enroll.acme.example:8443", world, events)
+    runner = Runner(AgentHome(tmp_path), SETTINGS, CREDENTIAL, world, events)
     for app in (1, 2):
         events.post_now(AppLeft(app))
     overdue = 4.0
