@@ -56,7 +56,8 @@ def decode_value(payload: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Any:
             parse_int=_bounded_int,
             object_pairs_hook=_unique_keys,
         )
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate cannot be encoded
+        if b"\\u" in payload:  # else there is no lone surrogate, which cannot be encoded
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise InvalidMessage(f"the message is not I-JSON: {error}") from error
     return value
@@ -73,6 +74,8 @@ def encode_object(value: Mapping[str, Any]) -> bytes:
 
 
 def _check_depth(payload: bytes) -> None:
+    if payload.count(b"[") + payload.count(b"{") <= MAX_DEPTH:
+        return  # most messages: nothing is deeper than it has brackets
     depth, in_string, escaped = 0, False, False
     for byte in payload:
         if in_string:

@@ -17,6 +17,7 @@ from fleet.errors import FleetError
 from fleet.identity import DeviceId
 from fleet.messages import Envelope, InvalidMessage
 
+_COMPACT: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _ENVELOPE: Final = frozenset({"v", "id", "ts", "boot", "seq"})
 
 
@@ -52,7 +53,7 @@ class Reading:
         """`data` as compact JSON; None if the message was none."""
         if self.payload is not None:
             return None
-        return json.dumps(self.data, ensure_ascii=False, separators=(",", ":"))
+        return _COMPACT(self.data)
 
 
 def read(topic: str, payload: bytes, received_at: datetime) -> Reading:
