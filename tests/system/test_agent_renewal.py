@@ -19,9 +19,9 @@ from fleet.layout import AgentHome
 from tests.faults.cutting import Traced, calls_of, paths_below, points_of
 from tests.faults.losing import losing
 from tests.faults.power_cut import Cuts, check_connects, enrolled
-from tests.faults.renewals import lives, renew_under_telemetry, until_renewed
-from tests.processes import Finished, run
-from tests.system.agents import Agent, LiveFleet, Operator, live_fleet, serial_of, status_of
+from tests.faults.renewals import joined, lives, renew_under_telemetry, until_renewed
+from tests.processes import Finished, Program, run
+from tests.system.agents import Agent, Application, LiveFleet, Operator, live_fleet, serial_of, status_of
 from tests.unit.device_agent.servers import http_answer, read_request, tls_server
 
 
@@ -198,6 +198,42 @@ def test_a_renewal_killed_anywhere_leaves_a_device_that_connects(fleet: LiveFlee
         check_connects(cuts, home)
         renew(home).check()
         check_connects(cuts, home)
+
+
+def test_an_agent_killed_while_it_renews_comes_back(fleet: LiveFleet) -> None:
+    """A watchdog, or the kernel out of memory, would cost the device its identity."""
+    home = fleet.joined("pump-22")
+    for line in ("renewal.begun", "renewal.trying", "connection.made .*", "renewal.done"):
+        with Agent(home).wait_ready() as agent, Application(home) as app:
+            mark = agent.line_count("stderr")
+            app.say(type="renew")
+            agent.wait_for_line(line, stream="stderr", after=mark)
+            agent.kill()
+    with Agent(home).wait_ready() as agent:
+        finished = [renew(home)]
+        while "under-way" in finished[-1].stderr:  # a process of the agent that was killed is about to end
+            finished.append(renew(home))
+        finished[-1].check()
+        agent.wait_for_line("renewal.confirmed", stream="stderr")
+        assert serial_of(home) == status_of(home)["serial"]
+    assert 1 == len(generations(home))
+    assert set(states(fleet, "pump-22")) <= {"confirmed", "superseded"}
+
+
+@pytest.mark.timeout(240)
+def test_a_service_that_is_away_when_it_is_due_is_waited_for(fleet: LiveFleet) -> None:
+    """A device would run out of its certificate because of an outage that was over in time, or go offline at once."""
+    with Agent(joined(fleet, "pump-23")).wait_ready() as agent:
+        port = service_address(fleet)[1]
+        fleet.service.stop()
+        agent.wait_for_line("renewal.failed .*code=unreachable", stream="stderr", seconds=40)
+        assert "online" == status_of(agent.home)["state"]
+        fleet.service = fleet.stack.enter_context(
+            Program("enroll", "serve", "--home", fleet.home.path, "--listen", f"127.0.0.1:{port}")
+        )
+        agent.wait_for_line("renewal.confirmed", stream="stderr", seconds=40)
+        assert 2 == agent.stderr.count("connection.ready")
+        assert "connection.failed" not in agent.stderr
 
 
 @pytest.mark.parametrize("call", ["write", "mkdir", "rename", "symlink"])
