@@ -257,3 +257,49 @@ def test_whoever_is_cut_within_a_subscribe_leaves_no_subscription(limited: Calla
     assert Reason.TOO_MANY_DENIALS is broker.wait_event(Disconnected).reason
     stats = broker.call(broker.engine.stats)
     assert (0, 0) == (stats.sessions, stats.subscriptions)
+
+
+def test_what_comes_with_connect_is_no_way_around_the_rates(limited: Limited) -> None:
+    """A device would send all it wants by connecting again each time."""
+    broker = limited(Limits(messages_per_second=20, burst_seconds=1))
+    pump = broker.device("pump-07")
+    pipelined = mqtt.connect("pump-07") + mqtt.publish(STATUS, b"x") * 3000
+    with reader(broker) as sink:
+        for _ in range(10):
+            with broker.peer(pump) as peer:
+                peer.send(pipelined)
+                assert mqtt.ACCEPTED == peer.receive()
+        with broker.join(broker.device("valve-1")) as valve:
+            valve.ask(mqtt.publish("devices/valve-1/up/status", b"last", 1))
+        count = 0
+        while not sink.receive().endswith(b"last"):
+            count += 1
+    assert count < 1500  # what fits into one look at what came, and no more
+
+
+def test_many_tls_records_with_little_in_them_count(limited: Limited) -> None:
+    """A device would keep the broker busy with decrypting nothing."""
+    broker = limited(Limits(messages_per_second=100, burst_seconds=1))
+    with broker.join(broker.device("pump-07")) as pump:
+        for byte in mqtt.publish(STATUS, bytes(3000)):
+            pump.socket.sendall(bytes((byte,)))
+        assert "pump-07" == broker.wait_event(Slowed).client.client_id
+
+
+def test_strangers_may_not_send_much_before_connect(limited: Limited) -> None:
+    """A revoked certificate would be enough to keep the broker busy."""
+    broker = limited(Limits())
+    with broker.peer(broker.fleet.client("unknown")) as peer:
+        frame = mqtt.connect("unknown", will=("devices/unknown/up/status", bytes(12_000), 0, False))
+        with pytest.raises((ConnectionError, OSError)):
+            deque(map(peer.socket.sendall, (bytes((byte,)) for byte in frame)), maxlen=0)
+    assert "too much before CONNECT" == broker.wait_event(Refused).detail
+
+
+def test_a_subscribe_of_very_many_filters_is_many_requests(limited: Limited) -> None:
+    """One packet would take the broker for a second."""
+    broker = limited(Limits(messages_per_second=100, burst_seconds=1))
+    with broker.join(broker.device("pump-07")) as pump:
+        filters = [("devices/pump-07/down/#", 0)] * 1000
+        assert mqtt.suback(*[0] * 100, *[0x80] * 900) == pump.ask(mqtt.subscribe(*filters))
+        broker.wait_event(Slowed)

@@ -335,7 +335,9 @@ class Hub:
             self.counted.messages_dropped += 1  # a will: nobody is there to be told
 
     def _subscribe(self, session: FleetSession, packet: Subscribe) -> None:
-        codes = [self._subscribe_one(session, topic_filter, qos) for topic_filter, qos in packet.requests]
+        within = self.limits.subscriptions_per_session
+        codes = [self._subscribe_one(session, topic_filter, qos) for topic_filter, qos in packet.requests[:within]]
+        codes += [_SUBSCRIPTION_FAILED] * (len(packet.requests) - len(codes))
         if session.link is None:
             return  # cut for what it tried: nothing is kept for it
         self._answer(session, packets.suback(packet.packet_id, codes))

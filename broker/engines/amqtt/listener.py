@@ -12,13 +12,26 @@ from broker.engines.amqtt import admission, packets
 from broker.engines.amqtt.admission import Admitted
 from broker.engines.amqtt.hub import Hub
 from broker.engines.amqtt.identity import IdentityRefused, PeerIdentity, identify
-from broker.engines.amqtt.packets import Connect, Packet, ProtocolViolation, Puback, Publish, UnsupportedLevel
+from broker.engines.amqtt.packets import (
+    Connect,
+    Packet,
+    ProtocolViolation,
+    Puback,
+    Publish,
+    Subscribe,
+    Unsubscribe,
+    UnsupportedLevel,
+)
 from broker.engines.amqtt.parser import Parser, TopicNames
 from broker.engines.amqtt.rates import Inquiries, Usage
 from broker.engines.amqtt.session import FleetSession
 from broker.engines.amqtt.tls import TlsChannel
 from broker.trust import Trust
 
+_SLICE_BYTES: Final = 16_384  # what is looked at in one go: nobody's turn is long, and nobody gets far ahead of a limit
+_RECORD_BYTES: Final = 22  # of TLS 1.3 around the content of a record (RFC 8446, 5.2)
+_PARTIAL_RECORD_BYTES: Final = 16_640  # of a record there may be before its content comes (RFC 8446, 5.2)
+_MAX_BEFORE_CONNECT_BYTES: Final = 65_536  # of the wire: certificates and CONNECT take a quarter of it
 _HIGH_WATER_BYTES: Final = 262_144
 _LOW_WATER_BYTES: Final = 65_536
 _MAX_UNREAD_ANSWERS_BYTES: Final = 65_536
@@ -88,13 +101,16 @@ class Connection(asyncio.Protocol):
         "_address",
         "_deadline",
         "_door",
+        "_has_peer_ended",
         "_held",
         "_identity",
+        "_inbox",
         "_is_ending",
         "_is_paused",
         "_last_packet_at",
         "_out",
         "_out_bytes",
+        "_overhead_bytes",
         "_packet_began_at",
         "_parser",
         "_paused_at",
@@ -117,6 +133,9 @@ class Connection(asyncio.Protocol):
         self._session: FleetSession | None = None
         self._usage: Usage | None = None
         self._held: asyncio.Task[None] | None = None  # its CONNECT waits: for an answer, or for its turn
+        self._inbox = memoryview(b"")  # what came and was not looked at yet
+        self._overhead_bytes = 0  # of the wire, that no content of a packet has paid for
+        self._has_peer_ended = False
         self._rest: Iterator[Packet] = iter(())
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -142,17 +161,13 @@ class Connection(asyncio.Protocol):
         self._set_deadline(door.hub.limits.handshake_seconds)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_ending:
-            return
-        self._tls.feed(data)
-        try:
-            if not self._tls.is_established and not self._shake_hands():
+        if len(data) <= _SLICE_BYTES and not self._inbox and not self._must_wait:
+            self._take(data)
+            if not self._has_peer_ended:
                 return
-        except ssl.SSLError as error:
-            self._end_before(Reason.HANDSHAKE, _tls_reason(error))
-            return
-        if self._held is None:
-            self._read()
+        else:
+            self._inbox = memoryview(bytes(self._inbox) + data if self._inbox else data)
+        self._work()
 
     def pause_writing(self) -> None:
         self._is_paused = True
@@ -162,6 +177,8 @@ class Connection(asyncio.Protocol):
         self._is_paused = False
         self.flush()
         self._resume_reading()
+        if self._session is not None:
+            self._session.pump()
 
     def eof_received(self) -> None:
         """The peer sends no more: MQTT has no use for half a connection."""
@@ -259,19 +276,47 @@ class Connection(asyncio.Protocol):
 
     # Packets
 
-    def _read(self) -> None:
-        try:
-            data, is_closed = self._tls.read()
-        except ssl.SSLError as error:  # under TLS 1.3 a client may refuse our certificate as late as here
-            self._end_before(Reason.HANDSHAKE if self._session is None else Reason.LOST, _tls_reason(error))
-            return
-        if data:
-            self._rest = self._parser.feed(data)
-            self._take_packets(len(data))
-        if is_closed and not self._is_ending:
+    def _work(self) -> None:
+        """Go on with what came, until there is no more of it, or it has to wait."""
+        while self._inbox and not self._must_wait:
+            piece, self._inbox = self._inbox[:_SLICE_BYTES], self._inbox[_SLICE_BYTES:]
+            self._take(piece)
+        if self._has_peer_ended and not self._must_wait:
             self._end_before(Reason.LOST)
 
+    @property
+    def _must_wait(self) -> bool:
+        return self._is_ending or self._held is not None or self._slowing is not None
+
+    def _take(self, piece: bytes | memoryview) -> None:
+        self._tls.feed(piece)
+        try:
+            is_early = not self._tls.is_established
+            if is_early and not self._shake_hands():
+                self._charge_stranger(len(piece))
+                return
+            data, self._has_peer_ended = self._tls.read()
+        except ssl.SSLError as error:  # under TLS 1.3 a client may refuse our certificate after the handshake
+            self._end_before(Reason.HANDSHAKE if self._session is None else Reason.LOST, _tls_reason(error))
+            return
+        if self._tls.has_output and self._transport is not None:
+            self._transport.write(self._tls.flush())  # the answer to a KeyUpdate
+        if self._session is None:
+            self._charge_stranger(len(piece))
+        else:
+            self._overhead_bytes += len(piece) - len(data)
+        if data and not self._is_ending:
+            self._rest = self._parser.feed(data)
+        self._take_packets(len(data))
+
+    def _charge_stranger(self, size_bytes: int) -> None:
+        self._overhead_bytes += size_bytes
+        if self._overhead_bytes > _MAX_BEFORE_CONNECT_BYTES and not self._is_ending:
+            self._end_before(Reason.HANDSHAKE, "too much before CONNECT")
+
     def _take_packets(self, size_bytes: int) -> None:
+        if self._is_ending:
+            return
         hub, now, count, acknowledged = self._door.hub, self._door.loop.time(), 0, 0
         try:
             for packet in self._rest:
@@ -285,6 +330,7 @@ class Connection(asyncio.Protocol):
                     acknowledged += session.acknowledged(packet.packet_id)
                 else:
                     hub.handle(session, packet)
+                    count += _further_requests(packet)
                 if self._must_wait:
                     return
                 self._last_packet_at = now
@@ -299,8 +345,19 @@ class Connection(asyncio.Protocol):
             self._packet_began_at = 0.0
         elif not self._packet_began_at:
             self._packet_began_at = now
-        if self._usage is not None and (seconds := self._usage.send(count - acknowledged, size_bytes, now)):
-            self._slow_down(self._usage, seconds, now)
+        if self._usage is not None:
+            cost = count - acknowledged + self._empty_records(count)
+            if (cost or size_bytes) and (seconds := self._usage.send(cost, size_bytes, now)):
+                self._slow_down(self._usage, seconds, now)
+
+    def _empty_records(self, packets: int) -> int:
+        """How many TLS records came with nothing of a packet in them: they cost as much as one."""
+        unpaid = self._overhead_bytes - packets * _RECORD_BYTES
+        if unpaid <= _PARTIAL_RECORD_BYTES:
+            self._overhead_bytes = max(0, unpaid)
+            return 0
+        self._overhead_bytes = _PARTIAL_RECORD_BYTES
+        return (unpaid - _PARTIAL_RECORD_BYTES) // _RECORD_BYTES
 
     def _slow_down(self, usage: Usage, seconds: float, now: float) -> None:
         """Read no more until what came is paid for; what a client sends meanwhile waits on its side of the wire."""
@@ -324,6 +381,12 @@ class Connection(asyncio.Protocol):
         self._last_packet_at = now  # it may have sent in time: nobody looked
         if self._packet_began_at:
             self._packet_began_at = now
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Take up what had to wait."""
+        self._take_packets(0)
+        self._work()
         self._resume_reading()
 
     def _resume_reading(self) -> None:
@@ -341,10 +404,6 @@ class Connection(asyncio.Protocol):
             case _:
                 raise ProtocolViolation("MQTT-3.1.0-1", "the first packet is not CONNECT")
 
-    @property
-    def _must_wait(self) -> bool:
-        return self._is_ending or self._held is not None
-
     def _connect(self, packet: Connect, *, may_look_up: bool = False) -> None:
         """Decide and register: with nothing in between, so that no revocation can slip through."""
         identity, hub = self._identity, self._door.hub
@@ -356,8 +415,11 @@ class Connection(asyncio.Protocol):
             self._session = hub.register(packet, decision, identity.serial, self._address, self)
             self._parser.allow(hub.limits.max_packet_bytes)
             self._door.settled(self)
-            self._last_packet_at = self._door.loop.time()
+            self._overhead_bytes = 0
+            self._last_packet_at = now = self._door.loop.time()
             self._check_deadlines()
+            if self._usage is not None and (seconds := self._usage.send(0, 0, now)):
+                self._slow_down(self._usage, seconds, now)  # for what it owes from before
         elif may_look_up and decision.reason is Reason.NOT_ADMITTED and self._may_ask(identity):
             self._hold(packet, hub.rules.look_up(identity.serial))  # it may be younger than our directory
         else:
@@ -389,12 +451,9 @@ class Connection(asyncio.Protocol):
             if self._transport is None or self._is_ending:
                 return
             self._held = None
-            self._transport.resume_reading()
             self._connect(packet)
             if not self._must_wait:
-                self._take_packets(0)
-            if not self._must_wait:
-                self._read()
+                self._go_on()
 
         self._held = self._door.loop.create_task(hold())
 
@@ -450,6 +509,16 @@ class Connection(asyncio.Protocol):
             yield (_MAX_CHECK_SECONDS if hub.rules.is_fresh() else 0.0), Reason.STALE_DIRECTORY
         if self._is_paused:
             yield self._paused_at + _STALLED_SECONDS - now, Reason.NOT_READING
+
+
+def _further_requests(packet: Packet) -> int:
+    """How many more than one a packet asks for."""
+    match packet:
+        case Subscribe(_, requests):
+            return len(requests) - 1
+        case Unsubscribe(_, filters):
+            return len(filters) - 1
+    return 0
 
 
 def _format_address(peer: object) -> str:

@@ -41,6 +41,8 @@ class Subscriptions(Generic[S]):
             node = node.children.setdefault(level, _Node())
         if node.subscribers is None:
             node.subscribers = {}
+        if node.subscribers.get(subscriber) == qos:
+            return
         self.count += subscriber not in node.subscribers
         node.subscribers[subscriber] = qos
         self._routes.clear()

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from amqtt.session import OutgoingApplicationMessage, Session
 
 from broker.engine import Client, Reason, Stats
-from broker.engines.amqtt.backlog import Backlog, Waiting
+from broker.engines.amqtt.backlog import Backlog
 from broker.engines.amqtt.packets import Connect, Publish, Will, pubrel
 from broker.engines.amqtt.routing import Retained
 from fleet.directory import Entry
@@ -140,10 +140,10 @@ class FleetSession(Session):
             if not self.waiting.has_qos_0 and not link.is_congested:
                 link.send(publish.plain())
                 return True
-        elif link is not None and not self.waiting and self._has_room(link):
+        elif link is not None and not self.waiting.has_others and self._has_room(link):
             self._send(link, publish, qos)
             return True
-        self.waiting.put(Waiting(publish, qos, owner))
+        self.waiting.put(publish, qos, owner)
         return False
 
     def owe_retained(self, topic: str, qos: int) -> None:
@@ -169,15 +169,14 @@ class FleetSession(Session):
     def pump(self) -> None:
         """Send what waits, then what is retained and owed, as far as there is room."""
         link, waiting = self.link, self.waiting
-        while link is not None and waiting and not link.is_congested:
-            if waiting.first.qos and not self._has_room(link):
-                return
-            message = waiting.pop()
-            self._stats.messages_sent += 1
-            if message.qos:
-                self._send(link, message.publish, message.qos)
+        while link is not None and not link.is_congested:
+            if waiting.has_others and self._has_room(link):
+                self._send(link, *waiting.pop_other())
+            elif waiting.has_qos_0:
+                link.send(waiting.pop_qos_0()[0].plain())
             else:
-                link.send(message.publish.plain())
+                break
+            self._stats.messages_sent += 1
         if link is not None and self._owed and not waiting:
             self._send_owed(link)
 

@@ -25,7 +25,12 @@ class TlsChannel:
         """Whether an earlier session was resumed, so that no certificate was shown in this handshake."""
         return bool(self._object.session_reused)
 
-    def feed(self, data: bytes) -> None:
+    @property
+    def has_output(self) -> bool:
+        """Whether `flush` would give something."""
+        return self._outgoing.pending > 0
+
+    def feed(self, data: bytes | memoryview) -> None:
         """Take in what came from the wire."""
         self._incoming.write(data)
 
