@@ -8,10 +8,13 @@ by its topic; an `id` that differs makes the message invalid. Telemetry may be a
 from __future__ import annotations
 
 import json
+import re
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import accumulate
 from typing import Any, Final, NoReturn, TypeVar
 
 from fleet.errors import InvalidInput
@@ -20,6 +23,8 @@ from fleet.identity import DeviceId
 VERSION: Final = 1
 MAX_MESSAGE_BYTES: Final = 65_536
 MAX_TELEMETRY_BYTES: Final = 131_072  # as AWS IoT Core
+MAX_PRESENCE_BYTES: Final = 16_384  # status and hello: two texts of 1024 characters, even if each is escaped
+MAX_CONTROL_BYTES: Final = 4096
 MAX_DEPTH: Final = 32
 _MAX_INT: Final = 2**53 - 1  # RFC 8259, section 6: what every JSON implementation agrees on
 
@@ -47,13 +52,14 @@ def decode_value(payload: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Any:
     """
     if len(payload) > max_bytes:
         raise InvalidMessage(f"the message has {len(payload)} bytes, the limit is {max_bytes}")
-    _check_depth(payload)
+    shape = payload.translate(_SHAPE)
+    _check_depth(shape)
     try:
         value = json.loads(
             payload.decode("utf-8"),
             parse_constant=_refuse_constant,
-            parse_float=_finite_float,
-            parse_int=_bounded_int,
+            parse_float=_finite_float if any(each in shape for each in _MAY_BE_INFINITE) else None,
+            parse_int=_bounded_int if _LONG_INTEGER in shape else None,
             object_pairs_hook=_unique_keys,
         )
         if b"\\u" in payload:  # else there is no lone surrogate, which cannot be encoded
@@ -73,26 +79,23 @@ def encode_object(value: Mapping[str, Any]) -> bytes:
     return payload
 
 
-def _check_depth(payload: bytes) -> None:
-    if payload.count(b"[") + payload.count(b"{") <= MAX_DEPTH:
+# What a peer may have looked at closely 200 times a second is looked at once, and in C: the payload with all digits,
+# exponents and brackets made the same says what it cannot hold.
+_SHAPE: Final = bytes.maketrans(b"123456789E{}", b"000000000e[]")
+_MAY_BE_INFINITE: Final = (b"e000", b"e+000", b"0" * 200)
+_LONG_INTEGER: Final = b"0" * 16
+_STEPS: Final = bytes.maketrans(b"[]", b"\x01\xff")  # one level deeper, one less deep
+_ALL_BUT_BRACKETS: Final = bytes(each for each in range(256) if each not in b"[]")
+# Possessive, so it is linear in whatever comes.
+_TEXT: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+', re.DOTALL)
+
+
+def _check_depth(shape: bytes) -> None:
+    if shape.count(b"[") <= MAX_DEPTH:
         return  # most messages: nothing is deeper than it has brackets
-    depth, in_string, escaped = 0, False, False
-    for byte in payload:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in b"[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise InvalidMessage(f"the message is nested deeper than {MAX_DEPTH} levels")
-        elif byte in b"]}":
-            depth -= 1
+    steps = array("b", _TEXT.sub(b"", shape).translate(_STEPS, _ALL_BUT_BRACKETS))
+    if max(accumulate(steps), default=0) > MAX_DEPTH:
+        raise InvalidMessage(f"the message is nested deeper than {MAX_DEPTH} levels")
 
 
 def _refuse_constant(text: str) -> NoReturn:
@@ -251,7 +254,7 @@ class ControlMessage:
 
 def decode_control(payload: bytes, device: DeviceId) -> ControlMessage:
     """A control to `device`; the agent bounds what it asks for. Raises: InvalidMessage."""
-    fields = decode_object(payload)
+    fields = decode_object(payload, max_bytes=MAX_CONTROL_BYTES)
     _check_version_and_sender(fields, device)
     seconds = fields.get("reconnect_seconds")
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds < 0:
@@ -261,14 +264,14 @@ def decode_control(payload: bytes, device: DeviceId) -> ControlMessage:
 
 def decode_status(payload: bytes, device: DeviceId) -> StatusMessage:
     """A status of `device`. Raises: InvalidMessage."""
-    fields = decode_object(payload)
+    fields = decode_object(payload, max_bytes=MAX_PRESENCE_BYTES)
     presence = _enum(Presence, fields.get("status"))
     return StatusMessage(read_envelope(fields, device), presence, _text(fields, "reason"), _text(fields, "agent"))
 
 
 def decode_hello(payload: bytes, device: DeviceId) -> HelloMessage:
     """A hello of `device`. Raises: InvalidMessage."""
-    fields = decode_object(payload)
+    fields = decode_object(payload, max_bytes=MAX_PRESENCE_BYTES)
     return HelloMessage(read_envelope(fields, device), _text(fields, "agent"))
 
 

@@ -1,6 +1,9 @@
 """The strict JSON decoder, and the messages."""
 
+import contextlib
 import json
+import math
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from fleet.identity import DeviceId
 from fleet.messages import (
     MAX_DEPTH,
+    MAX_PRESENCE_BYTES,
     CommandMessage,
     Envelope,
     HelloMessage,
@@ -24,10 +28,12 @@ from fleet.messages import (
     decode_object,
     decode_result,
     decode_status,
+    decode_value,
     encode_object,
     format_time,
     parse_time,
 )
+from tests.deadlines import within
 from tests.unit.fleet.strategies import device_ids
 
 _json = st.recursive(
@@ -108,6 +114,88 @@ def test_command_survives(device: DeviceId, moment: datetime, args: dict[str, An
     """A command is not read as it was written."""
     command = CommandMessage(device, moment, moment + timedelta(seconds=30), args)
     assert decode_command(command.encode(), device) == command
+
+
+_FRAGMENTS = st.sampled_from(
+    ["[", "]", "{", "}", ",", ":", '"', "\\", "\\\\", '\\"', '"a"', '"[["', "[" * 20, "]" * 20, "[" * 33, "1", "-", ".", "e",
+     "E+", "1e308", "1e309", "1e-400", "0.1234567890123456789", "9007199254740991", "-9007199254740992",
+     "12345678901234567", "9" * 300, "9" * 210 + "e99", "9" * 305 + "e9", "\\ud83d", "\\ude00", "\\\\ud800",
+     "NaN", "true", "é", '{"a":1,"a":2}', " "]
+)  # fmt: skip
+_shapes = st.lists(_FRAGMENTS, max_size=30).map("".join)
+_texts = st.one_of(_shapes, _shapes.map(lambda text: f"[{text}]"), _json.map(json.dumps), st.integers().map(str))
+
+
+def _refused(text: str) -> bool:
+    """What I-JSON refuses, decided slowly: every number, key and text is looked at, and each byte for its depth."""
+    depth, inside, escaped = 0, False, False
+    for each in text:
+        if inside:
+            inside, escaped = escaped or each != '"', each == "\\" and not escaped
+        elif each == '"':
+            inside = True
+        depth += 0 if inside else (each in "[{") - (each in "]}")
+        if depth > MAX_DEPTH:
+            return True
+    try:
+        return _is_refused(json.loads(text, object_pairs_hook=_Pairs, parse_constant=lambda _: _Nan))
+    except (ValueError, RecursionError):
+        return True
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object as it was written."""
+
+
+_Nan = float("nan")
+
+
+def _is_refused(value: Any) -> bool:
+    if isinstance(value, _Pairs):
+        keys = [key for key, _ in value]
+        return len(set(keys)) < len(keys) or any(_is_refused(key) or _is_refused(each) for key, each in value)
+    if isinstance(value, list):
+        return any(_is_refused(each) for each in value)
+    if isinstance(value, str):
+        return any("\ud800" <= each <= "\udfff" for each in value)
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    return type(value) is int and abs(value) >= 2**53
+
+
+@given(_texts)
+def test_what_is_looked_at_in_a_hurry_is_decided_as_if_with_care(text: str) -> None:
+    """The short cuts of the decoder let something pass, or refuse what is sound."""
+    try:
+        decode_value(text.encode())
+        is_refused = False
+    except InvalidMessage:
+        is_refused = True
+    assert _refused(text) == is_refused
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"[" * 65_536, b"[" * 32_768 + b"]" * 32_768, b'"' * 65_536, b'"' + b"\\" * 65_535, b'"' + b'\\"' * 32_767,
+     b"[" + b'"",' * 21_844 + b'""]', b"[" + (b"[" * 30 + b"]" * 30 + b",") * 1000 + b"0]", b"0." * 32_768],
+    ids=("open", "deep", "quotes", "backslashes", "escapes", "texts", "nested", "digits"),
+)  # fmt: skip
+def test_no_payload_takes_more_than_its_length(payload: bytes) -> None:
+    """One device's messages, each within the bounds, keep the service from everybody else's: quadratic is seconds."""
+    began = time.process_time()
+    with contextlib.suppress(InvalidMessage):
+        decode_value(payload)
+    assert time.process_time() - began < within(0.25)
+
+
+def test_a_status_is_small() -> None:
+    """A status of the size of a result is parsed 200 times a second."""
+    status = StatusMessage(
+        Envelope(DeviceId("a"), datetime(2026, 1, 1, tzinfo=UTC), "b", 1), Presence.ONLINE, "\0" * 1024
+    )
+    assert status == decode_status(status.encode(), DeviceId("a"))
+    with pytest.raises(InvalidMessage):
+        decode_status(status.encode() + b" " * MAX_PRESENCE_BYTES, DeviceId("a"))
 
 
 def test_the_topic_says_who_sent_it() -> None:
