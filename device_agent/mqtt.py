@@ -152,17 +152,24 @@ class Connection:
     def _turn(self, client: paho.Client, connection: tls.FleetSocket) -> bool:
         """Wait for something to do, and do it; False at the end."""
         is_ending = self._obey(client)
-        writers = [connection] if client.want_write() else []
         seconds = 0.0 if connection.pending() else min(TURN_SECONDS, self._connect.keepalive_seconds / 2)
-        readable, writable, _ = select.select([connection, self._wake_in], writers, [], seconds)
-        if self._wake_in in readable:
-            with contextlib.suppress(BlockingIOError):
-                self._wake_in.recv(4096)
-        if (connection in readable or connection.pending()) and client.loop_read():
+        ready = self._wait(connection, select.POLLOUT if client.want_write() else 0, seconds)
+        if (ready & ~select.POLLOUT or connection.pending()) and client.loop_read():
             return False
-        if (writable or is_ending) and client.loop_write():
+        if (ready & select.POLLOUT or is_ending) and client.loop_write():
             return False
         return not client.loop_misc() and self._failure is None and client.socket() is not None
+
+    def _wait(self, connection: tls.FleetSocket, wanted: int, seconds: float) -> int:
+        """What the connection is ready for, once it or an order has come; nothing if neither has."""
+        poll = select.poll()
+        poll.register(connection, select.POLLIN | wanted)
+        poll.register(self._wake_in, select.POLLIN)
+        ready = dict(poll.poll(seconds * 1000))
+        if self._wake_in.fileno() in ready:
+            with contextlib.suppress(BlockingIOError):
+                self._wake_in.recv(4096)
+        return ready.get(connection.fileno(), 0)
 
     def _obey(self, client: paho.Client) -> bool:
         """Do what was ordered; whether DISCONNECT was."""

@@ -11,6 +11,7 @@ import io
 import logging
 import random
 import re
+import resource
 import secrets
 import sys
 import tempfile
@@ -158,10 +159,11 @@ def restart_under(fleet: LiveFleet, folder: Path, count: int, spread_seconds: fl
     crowd = Crowd(list(enrol_many(fleet, folder, count)))
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            crowd.start()
-            watch.wait_for(count, 120)
-            if spread_seconds:
-                _ask_for(fleet, crowd, spread_seconds)
+            with Operator(fleet) as operator:  # before the crowd: paho's own loop takes no descriptor above 1,023
+                crowd.start()
+                watch.wait_for(count, 120)
+                if spread_seconds:
+                    _ask_for(operator, crowd, spread_seconds)
             return _restart(fleet, watch, count, spread_seconds)
     finally:
         crowd.stop()
@@ -169,12 +171,11 @@ def restart_under(fleet: LiveFleet, folder: Path, count: int, spread_seconds: fl
         logger.level, logger.propagate = before, True
 
 
-def _ask_for(fleet: LiveFleet, crowd: Crowd, spread_seconds: float) -> None:
-    with Operator(fleet) as operator:
-        for home in crowd.homes:
-            device = DeviceId(home.path.name)
-            control = ControlMessage(device, datetime.now(UTC), spread_seconds)
-            operator.publish(Control(device).format(), control.encode())
+def _ask_for(operator: Operator, crowd: Crowd, spread_seconds: float) -> None:
+    for home in crowd.homes:
+        device = DeviceId(home.path.name)
+        control = ControlMessage(device, datetime.now(UTC), spread_seconds)
+        operator.publish(Control(device).format(), control.encode())
 
 
 def _restart(fleet: LiveFleet, watch: Watch, count: int, spread_seconds: float) -> Returned:
@@ -194,6 +195,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--agents", type=int, default=300)
     parser.add_argument("--spread", type=float, default=30.0, metavar="SECONDS")
     options = parser.parse_args(arguments)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     busiest = []
     for spread in (0.0, options.spread):
         with tempfile.TemporaryDirectory() as folder, live_fleet(Path(folder), with_broker=True) as fleet:
