@@ -6,7 +6,6 @@ what a crash cut off is removed at the next start. A file that was moved away is
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import select
@@ -18,7 +17,7 @@ from typing import Final
 
 from enroll.export.line_protocol import flatten, is_timestamp, line, timestamp
 from enroll.export.readings import Reading
-from enroll.export.sink import SinkBusy, Written, claim, reason, sync_folder
+from enroll.export.sink import SinkBusy, Written, claim, is_in_place, reason, sync_folder
 from fleet.errors import FleetError, InvalidInput
 
 _LOOK_MILLISECONDS: Final = 200
@@ -67,7 +66,7 @@ class InfluxFile:
         """Append and fsync; of a batch that does not fit nothing stays. Raises: SinkBusy."""
         data, written = _encode_all(readings)
         try:
-            if not self._is_in_place():
+            if not is_in_place(self._descriptor, self._path):
                 opened = _opened(self._path)
                 self.close()
                 self._descriptor = opened
@@ -75,14 +74,6 @@ class InfluxFile:
         except OSError as error:
             raise SinkBusy(f"{self._path} cannot be written: {reason(error)}") from error
         return written
-
-    def _is_in_place(self) -> bool:
-        try:
-            there = self._path.stat()
-        except FileNotFoundError:
-            return False
-        here = os.fstat(self._descriptor)
-        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
     def _append(self, data: bytes) -> None:
         end = os.fstat(self._descriptor).st_size
@@ -109,43 +100,31 @@ class InfluxStdout:
     def __init__(self, should_stop: Callable[[], bool]) -> None:
         self._should_stop = should_stop
         self._descriptor = sys.stdout.fileno()
+        self._poll = select.poll()
+        self._poll.register(self._descriptor, select.POLLOUT)
 
     def write(self, readings: Sequence[Reading]) -> Written:
         """Write as fast as it is read. Raises: SinkBusy if we are to stop meanwhile, BrokenPipeError."""
         data, written = _encode_all(readings)
-        view = memoryview(data)
-        with contextlib.closing(_Writable(self._descriptor)) as out:
-            while view:
-                if self._should_stop():
-                    raise SinkBusy("nobody reads what is on stdout")
-                view = view[out.write(view) :]
+        at, is_within_line = 0, False
+        while at < len(data):
+            if self._should_stop() and not is_within_line:
+                raise SinkBusy("nobody reads what is on stdout")
+            if self._has_room():
+                end = data.rfind(b"\n", at, at + _PIPE_BUF) + 1
+                is_within_line = not end
+                at += os.write(self._descriptor, data[at : end or at + _PIPE_BUF])
         return written
+
+    def _has_room(self) -> bool:
+        """Whether so much goes without waiting: while we wait here a signal is heard, and a line is not cut."""
+        return bool(self._poll.poll(_LOOK_MILLISECONDS))
 
     def tend(self) -> None:
         """Nothing is ever due."""
 
     def close(self) -> None:
         """Nothing is kept."""
-
-
-class _Writable:
-    """A pipe that is written to only while it has room, so that a signal is heard; a file always has."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._poll = select.poll()
-        self._poll.register(descriptor, select.POLLOUT)
-        self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-
-    def write(self, view: memoryview) -> int:
-        if self._is_file:
-            return os.write(self._descriptor, view[:_CHUNK])
-        if not self._poll.poll(_LOOK_MILLISECONDS):
-            return 0
-        return os.write(self._descriptor, view[:_PIPE_BUF])  # POLLOUT: so much goes without waiting
-
-    def close(self) -> None:
-        self._poll.unregister(self._descriptor)
 
 
 def _opened(path: Path) -> int:

@@ -47,6 +47,16 @@ def claim(descriptor: int, path: Path) -> None:
         raise FleetError(f"another export writes to {path}", hint="stop it, or write to another place") from error
 
 
+def is_in_place(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has its name: else whatever is written to it is nowhere to be found."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    here = os.fstat(descriptor)
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+
 def sync_folder(folder: Path) -> None:
     """What was made, renamed or removed in a folder is so after a power cut too. Raises: OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from enroll.export.readings import Reading
-from enroll.export.sink import SinkBusy, Written, claim, reason
+from enroll.export.sink import SinkBusy, Written, claim, is_in_place, reason
 from fleet.errors import FleetError, InvalidInput
 from fleet.messages import format_time
 
@@ -64,7 +64,14 @@ class SqliteSink:
         return database
 
     def write(self, readings: Sequence[Reading]) -> Written:
-        """All of them in one transaction; those whose key is there already are passed over. Raises: SinkBusy."""
+        """All of them in one transaction; those whose key is there already are passed over.
+
+        Raises: SinkBusy, FleetError if the database was taken away.
+        """
+        if not is_in_place(self._claim, self._path):
+            raise FleetError(
+                f"{self._path} was moved or removed meanwhile", hint="start the export again: it makes one"
+            )
         rows = [_row(reading) for reading in readings]
         try:
             stored = self._insert(rows)

@@ -248,7 +248,25 @@ def test_it_ends_while_nobody_reads_its_lines(fleet: LiveFleet, tmp_path: Path) 
         read = b"".join(iter(lambda: os.read(reader, 65_536), b""))
     finally:
         os.close(reader)
-    found = {int(parse(line).field("n")) for line in read.decode().splitlines()[:-1]}
-    assert len(found) < 3000
+    assert read.endswith(b"\n")
+    assert len({int(parse(line).field("n")) for line in read.decode().splitlines()}) < 3000
     with export(fleet, "influx", "--device", "hangs-1") as program:
         program.wait_for_line(" n=3000 ")
+
+
+def test_a_service_that_was_revoked_is_told(fleet: LiveFleet, tmp_path: Path) -> None:
+    """It would try for ever, and nobody know why nothing comes."""
+    service = joined_service(fleet, "revoked", tmp_path / "service")
+    options = ("--identity", service.path, "--home", fleet.home.path)
+    with Program("enroll", "export", "sqlite", tmp_path / "t.db", *options) as program:
+        ready(program)
+        fleet.enroll("device", "revoke", "revoked", "--yes")
+        program.wait_for_line("export.offline", stream="stderr")
+        program.wait_for_line("export.offline .*refuses: not authori", stream="stderr")
+    assert 0 == program.returncode
+    done = run("enroll", "export", "sqlite", tmp_path / "t.db", *options)
+    assert 4 == done.returncode
+    *_, summary, error, hint = done.stderr.splitlines()
+    assert "0 messages exported" == summary
+    assert "refuses: not authori" in error
+    assert "hint: enroll device show says its state" == hint

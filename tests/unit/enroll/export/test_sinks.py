@@ -78,6 +78,16 @@ def test_what_somebody_locks_is_written_later(tmp_path: Path, monkeypatch: pytes
         assert Written(1) == sink.write([reading(1)])
 
 
+def test_a_database_that_was_taken_away_is_not_written(tmp_path: Path) -> None:
+    """What the broker need not send again would go into a file without a name."""
+    path = tmp_path / "t.db"
+    with closing(SqliteSink(path)) as sink:
+        sink.write([reading(1)])
+        path.rename(tmp_path / "archive.db")
+        with pytest.raises(FleetError, match="was moved or removed meanwhile"):
+            sink.write([reading(2)])
+
+
 @pytest.mark.parametrize("content", [b"not a database, but long enough to be one of another kind" * 20, None])
 def test_a_file_of_somebody_elses_is_not_touched(tmp_path: Path, content: bytes | None) -> None:
     """A slip of the hand would end in somebody's table or file."""
