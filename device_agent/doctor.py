@@ -54,6 +54,7 @@ class Code(StrEnum):
     SPOOL_FAILED = "spool-failed"
     SPOOL_DAMAGED = "spool-damaged"
     MESSAGES_DROPPED = "messages-dropped"
+    RENEWAL_FAILS = "renewal-fails"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class Doctor:
             return [_failed("certificate", Code.IDENTITY_EXPIRED, said.message, said.hint)]
         left = (credential.not_after - self.now) / (credential.not_after - credential.not_before)
         if left < _LATE:
-            hint = f"enrol again in time: enroll token create --device {credential.device} --replace"
+            hint = "renew it, or hear why not: device-agent renew"
             return [_warning("certificate", Code.IDENTITY_EXPIRES, f"it ends soon, on {date}", hint)]
         return [_ok("certificate", f"valid until {date}")]
 
@@ -177,6 +178,10 @@ class Doctor:
                 f"start the firmware; it connects to {self.home.path / 'run' / 'app.sock'}",
             )
         yield from _spool(fields)
+        renewal = fields.get("renewal", {})
+        if renewal.get("failures"):
+            text = f"the certificate was not renewed ({renewal.get('code')}): {renewal.get('words')}"
+            yield _warning("renewal", Code.RENEWAL_FAILS, text, str(renewal.get("hint", "")))
 
     def _service(self, credential: Credential) -> tuple[tuple[Address, ...], Finding]:
         url = credential.enroll_url

@@ -206,8 +206,14 @@ def _failed(state: State, problem: Problem, moment: Moment, effects: list[Effect
     """Again after a pause, for ever; told once, twice, the fourth time, the eighth."""
     renewal, failures = state.renewal, state.renewal.failures + 1
     pause = state.settings.life.retry_seconds(failures, moment.chance, problem.retry_seconds)
-    fields = (("code", problem.code), ("reason", problem.message), ("failures", failures))
-    effects.append(Log(logging.WARNING, "renewal.failed", (*fields, ("retry_seconds", f"{pause:.1f}"))))
+    fields: tuple[tuple[str, object], ...] = (
+        ("code", problem.code),
+        ("reason", problem.message),
+        ("failures", failures),
+    )
+    if moment.utc >= state.settings.life.due:  # else somebody had asked for it, and may again
+        fields = (*fields, ("retry_seconds", f"{pause:.1f}"))
+    effects.append(Log(logging.WARNING, "renewal.failed", fields))
     told = {"state": "failed", "code": problem.code, "message": problem.message, "hint": problem.hint}
     effects += [Tell(app, {"type": "renewal", **told}) for app in renewal.askers]
     state = _with(

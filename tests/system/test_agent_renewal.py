@@ -153,10 +153,12 @@ def test_a_proxy_that_answers_502_is_told_and_changes_nothing(fleet: LiveFleet, 
                 said["renewal"]["code"],
                 said["renewal"]["failures"],
             )
+            looked = json.loads(run("device-agent", "doctor", "-o", "json", "--home", home.path).stdout)
+            assert "renewal-fails" in {each["code"] for each in looked}
             told = operator.next("devices/pump-20/up/events/renewal")["data"]
             assert ("failed", "service-error") == (told["state"], told["code"])
             assert 1 == agent.stderr.count("connection.ready")
-        assert "failed once (service-error)" not in run("device-agent", "status", "--home", home.path).stdout
+            assert "failed once (service-error)" in run("device-agent", "status", "--home", home.path).stdout
     assert first == serial_of(home)
     ask_at(home, real)
     renew(home).check()
