@@ -7,6 +7,7 @@ import logging
 import ssl
 from collections.abc import Iterable
 from concurrent.futures import Executor
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -19,6 +20,8 @@ from fleet.layout import IdentityFiles
 from fleet.logs import event
 
 _log = logging.getLogger(__name__)
+
+_BETWEEN_SECONDS: Final = 0.5  # nobody waits for a manufacturer, and devices that enrol commit all the time
 
 
 def server_context(files: IdentityFiles, client_cas: Iterable[x509.Certificate]) -> ssl.SSLContext:
@@ -80,3 +83,4 @@ class ManufacturerTrust:
             except RegistryUnavailable as error:
                 _log.warning(event("manufacturers.not_read", reason=error))
             await changed.wait()
+            await asyncio.sleep(_BETWEEN_SECONDS)
