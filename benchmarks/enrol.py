@@ -144,21 +144,30 @@ class Sender:
     def all(self, requests: Sequence[bytes]) -> None:
         """Send all; every answer has to be 200."""
         with ThreadPoolExecutor(self.parallel) as pool:
-            for answer in pool.map(self._one, requests):
-                if not answer.startswith(b"HTTP/1.1 200"):
-                    raise RuntimeError(f"the service answered {answer[:200]!r}")
+            for _ in pool.map(self.checked, requests):
+                pass
 
-    def _one(self, request: bytes) -> bytes:
-        with (
-            socket.create_connection(("127.0.0.1", self.port)) as connection,
-            self.context.wrap_socket(connection, server_hostname="localhost") as tls,
-        ):
-            tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def checked(self, request: bytes) -> None:
+        """Send one; its answer has to be 200."""
+        with self._connection() as tls:
             tls.sendall(request)
             answer = b""
             while chunk := tls.recv(16_384):
                 answer += chunk
-            return answer
+        if not answer.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(f"the service answered {answer[:200]!r}")
+
+    def shake_hands(self, _: bytes) -> None:
+        """Connect, and say goodbye."""
+        with self._connection() as tls:
+            tls.unwrap().close()
+
+    @contextmanager
+    def _connection(self) -> Iterator[ssl.SSLSocket]:
+        with socket.create_connection(("127.0.0.1", self.port)) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self.context.wrap_socket(connection, server_hostname="localhost") as tls:
+                yield tls
 
 
 def client_context(home: AdminHome) -> ssl.SSLContext:
