@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final
 import typer
 import uvloop
 
-from broker import directory, figures
+from broker import descriptors, directory, figures
 from broker.directory import Directory, Journal
 from broker.engine import Engine, Listener, Rules
 from broker.engines.amqtt.engine import AmqttEngine
@@ -209,7 +209,7 @@ class _Broker:
             await self.membership.wait_for_snapshot()
         rules = Rules(self._settings.policy, self.membership.directory, self.feed.look_up, self.membership.is_fresh)
         self.membership.on_change = self.engine.apply
-        listener = Listener(address, self._settings.broker_limits)
+        listener = Listener(address, descriptors.fit(self._settings.broker_limits))
         self.address = await self.engine.start(listener, self.trust, rules, EventLog(time.monotonic).tell)
         self.engine.show(lambda: figures.topics(self._read()))
         await self._prove()

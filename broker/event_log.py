@@ -30,13 +30,15 @@ class EventLog:
         """Log one event, if it is not one too many of its kind."""
         match happened:
             case Connected(client, session_present):
-                _log.info(event("connection.accepted", **_who(client), session_present=session_present))
+                if self._count(client.client_id, "accepted"):
+                    _log.info(event("connection.accepted", **_who(client), session_present=session_present))
             case Refused(peer, reason, name, detail):
                 if count := self._count(peer.rpartition(":")[0], reason.value):
                     who = {"peer": peer, "name": name, "detail": detail}
                     _log.info(event("connection.refused", reason=reason.value, **who, count=count))
             case Disconnected(client, reason, detail):
-                _log.info(event("connection.ended", **_who(client), reason=reason.value, detail=detail))
+                if self._count(client.client_id, reason.value):
+                    _log.info(event("connection.ended", **_who(client), reason=reason.value, detail=detail))
             case Denied(client, action, topic, _):
                 if count := self._count(client.client_id, "denied"):
                     _log.info(event("action.denied", **_who(client), action=action.value, topic=topic, count=count))

@@ -211,3 +211,16 @@ def test_an_address_that_is_none_is_named(home: AdminHome, listen: str) -> None:
     assert ended.returncode in (1, 2)
     assert "error: " in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_connections_are_bounded_by_the_files_that_may_be_open(home: AdminHome) -> None:
+    """Connections that say nothing would take all there are, the kernel refuse the rest, and no line tell."""
+    connected_once(home)
+    serve = ("broker", "serve", "--home", home.path, "--listen", "127.0.0.1:0")
+    with Program("prlimit", "--nofile=512:512", *serve) as broker:
+        wait_ready(broker)
+        broker.wait_for_line("limits.lowered open_files=512 max_connections=384", stream="stderr")
+    with Program("prlimit", "--nofile=512:30000", *serve) as broker:
+        wait_ready(broker)
+        limits = Path(f"/proc/{broker.pid}/limits").read_text()
+        assert re.search(r"Max open files +20128 +30000 ", limits)
