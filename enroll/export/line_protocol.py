@@ -6,6 +6,7 @@ two characters `\\n`, as InfluxData's own encoder does.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ Fields = dict[str, float | bool | str]
 MAX_FIELDS: Final = 256
 """Each name becomes a series of its own: one message of a confused device must not make thousands."""
 MAX_NAME_CHARS: Final = 255
+_NAMES: Final = 1024  # a fleet says the same names again and again; none that is cleaned is longer than the above
 MAX_TEXT_BYTES: Final = 65_535  # "length limit 64KB" of a string field
 _RESERVED: Final = frozenset({"time"})  # and whatever begins with an underscore
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -32,6 +34,7 @@ def line(measurement: str, tags: Mapping[str, str], fields: Fields, nanoseconds:
     return f"{series} {values} {nanoseconds}"
 
 
+@functools.lru_cache(_NAMES)
 def escape_name(name: str) -> str:
     """A measurement, tag or field key as it stands in a line.
 
@@ -41,6 +44,7 @@ def escape_name(name: str) -> str:
     return _SPECIAL.sub(r"\\\1", clean_name(name))
 
 
+@functools.lru_cache(_NAMES)
 def clean_name(name: str) -> str:
     """`name` with `_` for what a name cannot hold for every reader: control characters, backslashes, quotation marks.
 
@@ -72,9 +76,8 @@ def flatten(data: Any) -> tuple[Fields, int]:
     fields: Fields = {}
     left_out = 0
     for name, value in _leaves("", data):
-        key = clean_name(name)
-        is_new = key not in fields
-        if len(key) > MAX_NAME_CHARS or _is_long(value) or (is_new and len(fields) >= MAX_FIELDS):
+        key = clean_name(name) if len(name) <= MAX_NAME_CHARS else ""
+        if not key or _is_long(value) or (len(fields) >= MAX_FIELDS and key not in fields):
             left_out += 1
         else:
             fields[key] = value
@@ -93,7 +96,7 @@ def _leaves(path: str, data: Any) -> Iterator[tuple[str, float | bool | str]]:
 
 
 def _is_long(value: float | bool | str) -> bool:
-    return isinstance(value, str) and len(value.encode()) > MAX_TEXT_BYTES
+    return isinstance(value, str) and len(value) > MAX_TEXT_BYTES // 4 and len(value.encode()) > MAX_TEXT_BYTES
 
 
 def timestamp(moment: datetime, seq: int) -> int:
