@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -216,7 +217,7 @@ def test_an_address_that_is_none_is_named(home: AdminHome, listen: str) -> None:
 def test_connections_are_bounded_by_the_files_that_may_be_open(home: AdminHome) -> None:
     """Connections that say nothing would take all there are, the kernel refuse the rest, and no line tell."""
     connected_once(home)
-    serve = ("broker", "serve", "--home", home.path, "--listen", "127.0.0.1:0")
+    serve = (Path(sys.executable).with_name("broker"), "serve", "--home", home.path, "--listen", "127.0.0.1:0")
     with Program("prlimit", "--nofile=512:512", *serve) as broker:
         wait_ready(broker)
         broker.wait_for_line("limits.lowered open_files=512 max_connections=384", stream="stderr")
