@@ -7,7 +7,9 @@ fleet's TLS yet (RFC 5280, 8). Connections have slots and deadlines as on the ma
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Final
 from urllib.parse import urlsplit
@@ -17,9 +19,13 @@ from aiohttp import web
 from enroll.authority import DEVICES, SERVERS
 from enroll.connection import SERVER, Limits, closing, connection_of
 from enroll.crl import BACKDATE
-from enroll.crl_publisher import ROOT, CrlPublisher, Published
+from enroll.crl_publisher import ROOT, Published
 from enroll.listener import Listener
+from enroll.rate_limit import Sparsely, network_of
 from fleet.config import Address
+from fleet.logs import event
+
+_log = logging.getLogger(__name__)
 
 PREFIX: Final = "/crl"
 LIMITS: Final = Limits(connections=200, head=5.0, answer=10.0, shutdown=2.0)
@@ -28,18 +34,23 @@ MAX_AGE_SECONDS: Final = 60
 _MEDIA_TYPES: Final = {"crl": "application/pkix-crl", "pem": "application/x-pem-file"}  # RFC 5280, 4.2.1.13
 _NAME: Final = re.compile(r"/([a-z]{1,16}|[0-9]{1,9})\.(crl|pem)")
 _CHUNK_BYTES: Final = 65_536
+Find = Callable[[str, float], Awaitable[Published | None]]
 _FIRST_SECONDS: Final = 10.0
 _RETRY_SECONDS: Final = 5
 
 
 class CrlServer:
-    """Serves what `publisher` has, under `/crl` and under the path of the fleet's own `crl_url`."""
+    """Serves what `find` gives, under `/crl` and under the path of the fleet's own `crl_url`.
 
-    def __init__(self, publisher: CrlPublisher, crl_url: str, limits: Limits = LIMITS) -> None:
-        self._publisher = publisher
+    `find` is asked for a name, and waits at most so many seconds.
+    """
+
+    def __init__(self, find: Find, crl_url: str, limits: Limits = LIMITS) -> None:
+        self._find = find
         self._prefixes = {PREFIX, urlsplit(crl_url).path.rstrip("/")}
         self._limits = limits
-        self._listener = Listener(self._handle, limits)
+        self._told = Sparsely()
+        self._listener = Listener(self._handle, limits, send_buffer_bytes=_CHUNK_BYTES)
 
     def start(self, address: Address) -> Address:
         """Accept connections; the address with its real port. Raises: FleetError."""
@@ -65,7 +76,7 @@ class CrlServer:
             return _say(404, f"the lists are {PREFIX}/N.crl, {PREFIX}/devices.crl and {PREFIX}/servers.crl")
         name, form = asked.groups()
         with connection_of(request).reading():  # it may be ended for another while it waits
-            found = await self._publisher.find(name, _FIRST_SECONDS)
+            found = await self._find(name, _FIRST_SECONDS)
         if found is None:
             return _missing(name)
         return await self._send(request, found, form)
@@ -85,9 +96,17 @@ class CrlServer:
                 for begin in range(0, len(data), _CHUNK_BYTES):
                     async with asyncio.timeout(self._limits.answer):
                         await response.write(data[begin : begin + _CHUNK_BYTES])
-        except (TimeoutError, ConnectionResetError):  # whoever does not read begins anew
-            connection_of(request).abort()
+        except TimeoutError:  # whoever does not read begins anew
+            self._cut(request)
+        except ConnectionResetError:
+            pass  # it went away, and knows that it has half of a list
         return response
+
+    def _cut(self, request: web.BaseRequest) -> None:
+        address = request.remote or ""
+        if count := self._told.count(network_of(address), asyncio.get_running_loop().time()):
+            _log.info(event("crl.not_taken", address=address, count=count))
+        connection_of(request).abort()
 
 
 def _headers(found: Published, form: str) -> dict[str, str]:

@@ -38,7 +38,9 @@ class Listener:
         handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
         limits: Limits,
         context: ssl.SSLContext | None = None,
+        send_buffer_bytes: int | None = None,
     ) -> None:
+        self._send_buffer_bytes = send_buffer_bytes
         self._limits = limits
         self._context = context
         self._slots = Slots(limits.connections, limits.grace)
@@ -52,6 +54,8 @@ class Listener:
     def start(self, address: Address) -> Address:
         """Accept connections; the address with its real port. Raises: FleetError."""
         self._socket = listen(address)
+        if self._send_buffer_bytes is not None:  # each connection inherits it; else it grows to megabytes
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer_bytes)
         self._accepting = asyncio.create_task(self._accept(self._socket))
         return Address(address.host, self._socket.getsockname()[1])
 

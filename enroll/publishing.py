@@ -40,7 +40,7 @@ async def publishing(
     """
     cas = authority.load(home, config.trust_domain, config.crl_url)
     publisher = CrlPublisher(home, registry, cas, ports.monotonic)
-    server = CrlServer(publisher, config.crl_url)
+    server = CrlServer(publisher.find, config.crl_url)
     with ThreadPoolExecutor(1, "crl") as makers:
         address = _start(server, listen, is_optional=is_listening_optional)
         following = asyncio.create_task(publisher.follow(commits, ports.clock, makers))
