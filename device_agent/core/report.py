@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any, assert_never
 
+from device_agent.backoff import STABLE_SECONDS
 from device_agent.clock import Moment
+from device_agent.core.connection import SUSPICIOUS_SHORT_LIVES
 from device_agent.core.shelf import NEVER
 from device_agent.core.state import (
     Connecting,
@@ -18,7 +20,7 @@ from device_agent.core.state import (
     Subscribing,
     Waiting,
 )
-from device_agent.failures import Words, words
+from device_agent.failures import Cause, Failure, Words, words
 from device_agent.journal import Phase
 from device_agent.outbox import SPOOLED
 from fleet.messages import format_time
@@ -39,17 +41,28 @@ def state_name(state: State) -> str:
             assert_never(state.link)
 
 
-def code(state: State) -> str:
+def code(state: State, moment: Moment) -> str:
     """What is the matter, for programs: `ok`, `connecting`, or the cause of the last failure."""
     if isinstance(state.link, Online):
-        return "ok"
+        return Cause.SHORT_LIVED.value if _is_suspicious(state, state.link, moment) else "ok"
     return state.failure.cause.value if state.failure else "connecting"
+
+
+def _is_suspicious(state: State, link: Online, moment: Moment) -> bool:
+    """Whether this connection follows several that broke at once, and has not lasted yet: two may fight over it."""
+    is_young = moment.monotonic - link.since < STABLE_SECONDS
+    return is_young and state.short_lives >= SUSPICIOUS_SHORT_LIVES
 
 
 def describe(state: State, moment: Moment) -> Words:
     """What a person wants to know of the connection, and what to do about it."""
     if isinstance(state.link, Online):
-        return Words(f"connected to {state.link.broker} since {format_time(state.link.since_utc)}", "")
+        text = f"connected to {state.link.broker} since {format_time(state.link.since_utc)}"
+        if not _is_suspicious(state, state.link, moment):
+            return Words(text, "")
+        failure = Failure(Cause.SHORT_LIVED, str(state.link.broker), f"{state.short_lives} times")
+        found = words(failure, state.settings.device)
+        return Words(f"{text}; {found.message}", found.hint)
     if state.failure is None:
         return Words("connecting for the first time", "")
     found = words(state.failure, state.settings.device, state.settings.not_after)
@@ -67,7 +80,7 @@ def status_line(state: State, moment: Moment) -> dict[str, Any]:
         "type": "status",
         "device": str(settings.device),
         "state": state_name(state),
-        "code": code(state),
+        "code": code(state, moment),
         "words": said.message,
         "hint": said.hint,
         "broker": broker,

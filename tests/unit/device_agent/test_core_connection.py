@@ -136,6 +136,11 @@ def test_a_fight_over_one_identity_is_called_by_its_name() -> None:
     assert story.state.failure is not None
     assert story.state.failure.cause is Cause.SHORT_LIVED
     assert "copy of this identity" in describe(story.state, story.now()).hint
+    story.feed(FETCHED)
+    story.go_online()
+    assert "copy of this identity" in describe(story.state, story.now()).hint, "and while it has the connection, too"
+    story.seconds += STABLE_SECONDS
+    assert "" == describe(story.state, story.now()).hint
 
 
 def test_after_all_brokers_have_failed_the_service_is_asked_again() -> None:
