@@ -95,7 +95,7 @@ def renew_under_telemetry(fleet: LiveFleet, device: str, wait: Callable[[Agent],
     with Operator(fleet) as operator, Agent(home).wait_ready() as agent:
         with telemetry.measuring():
             wait(agent)
-        operator.until(lambda heard: set(range(telemetry.count)) <= set(_numbers(heard, topic)))
+        operator.until(_Numbers(topic, telemetry.count))
         log = agent.stderr
     states = [fields["status"] for name, fields in operator.heard if name == f"devices/{device}/up/status"]
     return Outcome(
@@ -106,6 +106,21 @@ def renew_under_telemetry(fleet: LiveFleet, device: str, wait: Callable[[Agent],
         log.count("renewal.failed") + log.count("connection.failed"),
         states.count("offline"),
     )
+
+
+@dataclass
+class _Numbers:
+    """Whether all numbers below `count` were heard: each message is looked at once, however many there are."""
+
+    topic: str
+    count: int
+    _seen: int = 0
+    _found: set[int] = field(default_factory=set)
+
+    def __call__(self, heard: list[tuple[str, dict[str, Any]]]) -> bool:
+        self._found |= set(_numbers(heard[self._seen :], self.topic))
+        self._seen = len(heard)
+        return len(self._found) >= self.count
 
 
 def _numbers(heard: list[tuple[str, dict[str, Any]]], topic: str) -> list[int]:
