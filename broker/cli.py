@@ -32,7 +32,7 @@ from broker.metrics import PATH, MetricsServer
 from broker.trust import ClientTrust, load_client_trust, load_trust
 from fleet import config
 from fleet.config import Address, FleetConfig
-from fleet.errors import Denied, FleetError, NotFound, report
+from fleet.errors import Denied, FleetError, NotFound, reason_of, report
 from fleet.identity import Server
 from fleet.layout import AdminHome, IdentityFiles, RunFile
 from fleet.logs import event, log_to
@@ -122,7 +122,9 @@ def _read_config(home: AdminHome) -> FleetConfig:
     try:
         return config.load(home.config.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise FleetError(f"{home.config} cannot be read: {error}", hint="restore it from a backup") from error
+        raise FleetError(
+            f"{home.config} cannot be read: {reason_of(error)}", hint="restore it from a backup"
+        ) from error
 
 
 def _now() -> datetime:

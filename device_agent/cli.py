@@ -25,7 +25,7 @@ from device_agent.core.shelf import Bounds
 from device_agent.core.state import Settings
 from device_agent.store import PosixDisk, Store, check_private, only_one
 from fleet import join
-from fleet.errors import FleetError, InvalidInput, printable, report
+from fleet.errors import FleetError, InvalidInput, printable, reason_of, report
 from fleet.identity import DeviceId
 from fleet.layout import AgentHome
 from fleet.streams import escape_unencodable
@@ -229,7 +229,9 @@ def _read_join_file(path: Path) -> str:
         with path.open("rb") as file:
             return file.read(65_536).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} cannot be read: {error}", hint="enroll token create -o file makes one") from error
+        raise InvalidInput(
+            f"{path} cannot be read: {reason_of(error)}", hint="enroll token create -o file makes one"
+        ) from error
 
 
 def _remove_join_file(path: Path) -> None:

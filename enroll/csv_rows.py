@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from fleet.errors import InvalidInput
+from fleet.identity import DeviceId, InvalidDeviceId
 
 MAX_ROWS: Final = 1_000_000
 _MAX_PROBLEMS: Final = 10
@@ -49,15 +50,27 @@ def check_problems(problems: list[str]) -> None:
         raise InvalidInput("; ".join(problems[:_MAX_PROBLEMS]) + more, hint="nothing was done: mend the file")
 
 
-def duplicates(rows: Iterable[CsvRow], column: str) -> list[str]:
-    """A problem for each row whose cell stands in an earlier row too."""
-    first: dict[str, int] = {}
+def check_rows(rows: Iterable[CsvRow], unique: Collection[str], problem_of: Callable[[CsvRow], str]) -> None:
+    """Raises: InvalidInput that tells, line by line, what stands in an earlier row too and what `problem_of` says."""
+    first: dict[tuple[str, str], int] = {}
     problems = []
     for row in rows:
-        cell = row.cells[column]
-        if first.setdefault(cell, row.line) != row.line:
-            problems.append(f"line {row.line}: {cell[:80]!r} is in line {first[cell]} already")
-    return problems
+        for column in unique:
+            cell = row.cells[column]
+            if (line := first.setdefault((column, cell), row.line)) != row.line:
+                problems.append(f"line {row.line}: {cell[:80]!r} is in line {line} already")
+        if problem := problem_of(row):
+            problems.append(f"line {row.line}: {problem}")
+    check_problems(problems)
+
+
+def device_problem(row: CsvRow) -> str:
+    """What is wrong with the row's id; nothing if it is one."""
+    try:
+        DeviceId(row.cells["id"])
+    except InvalidDeviceId as error:
+        return error.message
+    return ""
 
 
 def _check_header(header: list[str], required: Collection[str], optional: Collection[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fleet import config
 from fleet.config import FleetConfig
-from fleet.errors import Denied, FleetError, NotFound
+from fleet.errors import Denied, FleetError, NotFound, reason_of
 from fleet.layout import AdminHome
 
 
@@ -38,7 +38,9 @@ def read_config(home: AdminHome) -> FleetConfig:
     try:
         return config.load(home.config.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise FleetError(f"{home.config} cannot be read: {error}", hint="restore it from a backup") from error
+        raise FleetError(
+            f"{home.config} cannot be read: {reason_of(error)}", hint="restore it from a backup"
+        ) from error
 
 
 def make_private(folder: Path) -> None:

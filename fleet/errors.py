@@ -64,6 +64,13 @@ class TimedOut(FleetError):
     exit_code = 7
 
 
+def reason_of(error: OSError | ValueError) -> str:
+    """Why a file cannot be read or written, for a message that has its name already."""
+    if isinstance(error, UnicodeError):
+        return "it is not text in UTF-8"
+    return ((isinstance(error, OSError) and error.strerror) or str(error)).lower()
+
+
 def printable(text: str) -> str:
     """`text` with every control, format and surrogate character escaped, so that a peer cannot drive a terminal."""
     if text.isprintable():

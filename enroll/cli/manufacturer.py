@@ -24,14 +24,13 @@ from enroll.cli.options import (
 )
 from enroll.cli.output import Row, print_rows, say, time_or_none
 from enroll.cli.progress import progress
-from fleet.errors import InvalidInput
-from fleet.identity import DeviceId, InvalidDeviceId
+from fleet.errors import InvalidInput, reason_of
+from fleet.identity import DeviceId
 from fleet.layout import AdminHome
 
 if TYPE_CHECKING:
     from cryptography import x509
 
-    from enroll.csv_rows import CsvRow
     from enroll.registry.records import ClaimRecord
     from enroll.service.manufacturers import Manufacturer
 
@@ -59,8 +58,10 @@ def _certificates(file: Path) -> list[x509.Certificate]:
 
     try:
         return x509.load_pem_x509_certificates(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{file} cannot be read: {error}", hint="give certificates in PEM") from error
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be read: {reason_of(error)}", hint="give certificates in PEM") from error
+    except ValueError as error:
+        raise InvalidInput(f"{file} holds no certificates in PEM", hint="`openssl x509 -in FILE` makes one") from error
 
 
 def _ours(home: AdminHome) -> list[x509.Certificate]:
@@ -158,7 +159,7 @@ def import_(
 
 
 def _claims_in(name: str, file: Path, moment: datetime) -> Iterator[ClaimRecord]:
-    from enroll.csv_rows import check_problems, duplicates, read_rows
+    from enroll.csv_rows import check_rows, device_problem, read_rows
     from enroll.service import new_claim
 
     try:
@@ -166,20 +167,12 @@ def _claims_in(name: str, file: Path, moment: datetime) -> Iterator[ClaimRecord]
             rows = read_rows(lines, required=("serial", "id"), optional=("groups", "profile"))
     except (OSError, UnicodeDecodeError) as error:
         hint = "it has a header: serial,id,groups,profile"
-        raise InvalidInput(f"{file} cannot be read: {error}", hint=hint) from error
-    check_problems(duplicates(rows, "serial") + duplicates(rows, "id") + [p for row in rows if (p := _problem(row))])
+        raise InvalidInput(f"{file} cannot be read: {reason_of(error)}", hint=hint) from error
+    check_rows(rows, ("serial", "id"), device_problem)
     for row in rows:
         groups = tuple(row.cells.get("groups", "").replace(";", " ").split())
         profile = row.cells.get("profile", "client")
         yield new_claim(name, row.cells["serial"], DeviceId(row.cells["id"]), moment, groups=groups, profile=profile)
-
-
-def _problem(row: CsvRow) -> str:
-    try:
-        DeviceId(row.cells["id"])
-    except InvalidDeviceId as error:
-        return f"line {row.line}: {error.message}"
-    return ""
 
 
 def claims(

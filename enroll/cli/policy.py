@@ -11,7 +11,7 @@ import typer
 from enroll.cli.options import HomeOption, Output, OutputOption, Verbs, admin_home, open_registry
 from enroll.cli.output import Row, print_rows, say
 from fleet import topics
-from fleet.errors import Denied, InvalidInput, NotFound
+from fleet.errors import Denied, InvalidInput, NotFound, reason_of
 from fleet.identity import DeviceId, Principal
 from fleet.policy import Action, Decision, Policy, Rule
 
@@ -118,7 +118,7 @@ def _proposed(file: Path) -> Policy:
     try:
         return config.load(file.read_text()).policy
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{file} cannot be read: {error}", hint="give a whole fleet.toml") from error
+        raise InvalidInput(f"{file} cannot be read: {reason_of(error)}", hint="give a whole fleet.toml") from error
 
 
 def _kind_row(kind: Kind, count: int) -> Row:

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Final
 from enroll.cli.options import now, open_registry, token_bytes, user
 from enroll.cli.output import say, time_or_none
 from enroll.cli.progress import progress
-from fleet.errors import FleetError, InvalidInput
-from fleet.identity import DeviceId, InvalidDeviceId
+from fleet.errors import FleetError, InvalidInput, reason_of
+from fleet.identity import DeviceId
 from fleet.join import JoinCode, JoinFile
 from fleet.layout import AdminHome
 
 if TYPE_CHECKING:
-    from enroll.csv_rows import CsvRow
     from enroll.registry import Registry
     from enroll.service import Invitation
     from enroll.tokens import TokenOrder
@@ -69,26 +68,19 @@ def _left(orders: Sequence[TokenOrder], waiting: Sequence[TokenOrder]) -> str:
 
 
 def _orders(bulk: Bulk) -> Iterator[TokenOrder]:
-    from enroll.csv_rows import check_problems, duplicates, read_rows
+    from enroll.csv_rows import check_rows, device_problem, read_rows
 
     try:
         with bulk.csv.open(encoding="utf-8", newline="") as file:
             rows = read_rows(file, required=("id",), optional=("groups", "profile"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{bulk.csv} cannot be read: {error}", hint="it has a header: id,groups,profile") from error
-    check_problems(duplicates(rows, "id") + [problem for row in rows if (problem := _problem(row))])
+        hint = "it has a header: id,groups,profile"
+        raise InvalidInput(f"{bulk.csv} cannot be read: {reason_of(error)}", hint=hint) from error
+    check_rows(rows, ("id",), device_problem)
     for row in rows:
         groups = (*bulk.common.groups, *row.cells.get("groups", "").replace(";", " ").split())
         profile = row.cells.get("profile", bulk.common.profile)
         yield replace(bulk.common, device=DeviceId(row.cells["id"]), groups=groups, profile=profile)
-
-
-def _problem(row: CsvRow) -> str:
-    try:
-        DeviceId(row.cells["id"])
-    except InvalidDeviceId as error:
-        return f"line {row.line}: {error.message}"
-    return ""
 
 
 def _check(registry: Registry, orders: Sequence[TokenOrder]) -> None:
@@ -118,7 +110,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise FleetError(f"{folder} cannot be made: {error.strerror}", hint="name another: --to DIR") from error
+        raise FleetError(f"{folder} cannot be made: {reason_of(error)}", hint="name another: --to DIR") from error
 
 
 def _write_whole(path: Path, text: str) -> None:
@@ -133,7 +125,7 @@ def _write_whole(path: Path, text: str) -> None:
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise FleetError(
-            f"{path} cannot be written: {error.strerror}", hint="the same command again makes what is missing"
+            f"{path} cannot be written: {reason_of(error)}", hint="the same command again makes what is missing"
         ) from error
 
 

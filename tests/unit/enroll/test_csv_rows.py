@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enroll.csv_rows import CsvRow, duplicates, read_rows
+from enroll.csv_rows import CsvRow, check_rows, device_problem, read_rows
 from fleet.errors import InvalidInput
 
 
@@ -45,9 +45,17 @@ def test_what_cannot_be_used_is_told_with_its_line(text: str, words: str) -> Non
     assert raised.value.hint
 
 
-def test_a_cell_that_stands_twice_is_told() -> None:
-    """One of two rows wins, and nobody knows which."""
-    assert ["line 4: 'a' is in line 2 already"] == duplicates(read("id\na\nb\na\n"), "id")
+def test_problems_are_told_line_by_line() -> None:
+    """One of two rows wins, and nobody knows which; or the admin jumps back and forth in the file."""
+    rows = read("id\na\nB\na\n/\n")
+    with pytest.raises(InvalidInput) as refused:
+        check_rows(rows, ("id",), device_problem)
+    assert [
+        "line 3: 'B' is not a device id",
+        "line 4: 'a' is in line 2 already",
+        "line 5: '/' is not a device id",
+    ] == refused.value.message.split("; ")
+    check_rows(rows[:1], ("id",), device_problem)
 
 
 @given(st.text())
