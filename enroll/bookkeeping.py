@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, assert_never
 
+from enroll.rate_limit import Sparsely
 from enroll.registry import Registry, RegistryUnavailable, Transaction, identity, messaging
-from enroll.registry.records import CommandRecord, PresenceRecord
+from enroll.registry.records import CommandRecord, CommandState, PresenceRecord
 from enroll.reports import HelloSeen, Report, ResultSeen, StatusSeen
 from fleet.errors import NotFound
 from fleet.identity import DeviceId
@@ -20,6 +21,19 @@ LIMIT: Final = 200
 """So many commands in one go; the rest follows as the broker acknowledges."""
 
 _log = logging.getLogger(__name__)
+
+
+_MAX_SHOWN: Final = 80
+"""So much of a text that a device chose is in a line of the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What happened because of a report. `key`: what the device can have happen again and again."""
+
+    key: str
+    name: str
+    fields: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +59,9 @@ class SetAside:
             self.counts.clear()
         count = self.counts[device] = self.counts.get(device, 0) + 1
         if count & (count - 1) == 0:
-            _log.warning(event("message.set_aside", device=device, what=what, reason=str(error)[:300], count=count))
+            _log.warning(
+                event("message.set_aside", device=_cut(device), what=_cut(what), reason=_cut(error), count=count)
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +70,7 @@ class Books:
 
     registry: Registry
     aside: SetAside = field(default_factory=SetAside)
+    told: Sparsely = field(default_factory=lambda: Sparsely(forget_seconds=60.0))
 
     def enter(self, reports: Sequence[Report], taken: Sequence[str], now: datetime) -> list[CommandRecord]:
         """Record reports, and which commands the broker has taken; what the devices that said hello must be sent.
@@ -75,12 +92,12 @@ class Books:
 
     def _enter_all(self, reports: Sequence[Report], taken: Sequence[str], now: datetime) -> list[CommandRecord]:
         refused: list[tuple[Report, NotFound]] = []
-        events: list[str] = []
+        news: list[News] = []
         with self.registry.write() as transaction:
             messaging.mark_sent(transaction, taken, now)
             for report in reports:
                 try:
-                    events += record(transaction, report, now)
+                    news += record(transaction, report, now)
                 except NotFound as error:
                     refused.append((report, error))
             greeted = dict.fromkeys(report.device for report in reports if isinstance(report, HelloSeen))
@@ -89,11 +106,22 @@ class Books:
                 for device in greeted
                 for command in messaging.unfinished_commands(transaction, device, now, LIMIT)
             ]
-        for line in events:  # not before it is true
-            _log.info(line)
+        for each in news:  # not before it is true
+            self._tell(each, now)
         for report, reason in refused:
             self._set_aside((report,), reason)
         return due
+
+    def _tell(self, news: News, now: datetime) -> None:
+        if count := self.told.count(news.key, now.timestamp()):
+            _log.info(event(news.name, **news.fields, count=count if count > self.told.first else None))
+
+    def given(self, command_ids: Collection[str]) -> dict[str, tuple[DeviceId, CommandState]]:
+        """Of these commands those that there are: whose, and how far they have come. Raises: RegistryUnavailable."""
+        if not command_ids:
+            return {}
+        with self.registry.read() as transaction:
+            return messaging.states_of(transaction, command_ids)
 
     def _set_aside(self, reports: Sequence[Report], error: Exception) -> None:
         for report in reports:
@@ -120,8 +148,8 @@ def _agenda(transaction: Transaction, now: datetime) -> Agenda:
     return Agenda(tuple(due), messaging.next_deadline(transaction))
 
 
-def record(transaction: Transaction, report: Report, now: datetime) -> tuple[str, ...]:
-    """Write one report; what to log of it. Raises: NotFound (no such principal, or not its command)."""
+def record(transaction: Transaction, report: Report, now: datetime) -> tuple[News, ...]:
+    """Write one report; what is new by it. Raises: NotFound (no such principal, or not its command)."""
     match report:
         case StatusSeen():
             return _record_status(transaction, report, now)
@@ -135,12 +163,13 @@ def record(transaction: Transaction, report: Report, now: datetime) -> tuple[str
             if is_news is None:
                 raise NotFound(f"{device} has no command {command_id}")
             messaging.touch(transaction, device, now)
-            return (event(f"command.{result.state}", device=device, command=command_id),) if is_news else ()
+            name, fields = f"command.{result.state}", {"device": device, "command": command_id}
+            return (News(f"{name} {command_id}", name, fields),) if is_news else ()
         case _:
             assert_never(report)
 
 
-def _record_status(transaction: Transaction, report: StatusSeen, now: datetime) -> tuple[str, ...]:
+def _record_status(transaction: Transaction, report: StatusSeen, now: datetime) -> tuple[News, ...]:
     """What is retained is not news: it must not make a silent device look alive whenever dispatch connects."""
     before = messaging.find_presence(transaction, _known(transaction, report.device))
     is_online = report.status.presence is Presence.ONLINE
@@ -156,8 +185,15 @@ def _record_status(transaction: Transaction, report: StatusSeen, now: datetime) 
         seen if before is None else max(seen, before.last_seen),
     )
     messaging.set_presence(transaction, report.device, after)
-    news = event(f"device.{report.status.presence}", device=report.device, reason=report.status.reason)
-    return (news,) if has_changed else ()
+    if not has_changed:
+        return ()
+    fields = {"device": report.device, "reason": _cut(report.status.reason)}
+    return (News(f"presence {report.device}", f"device.{report.status.presence}", fields),)
+
+
+def _cut(text: object) -> str:
+    shown = str(text)
+    return shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}..."
 
 
 def _known(transaction: Transaction, device: DeviceId) -> DeviceId:

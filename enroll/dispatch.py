@@ -1,8 +1,8 @@
 """The fleet's own MQTT client: what devices say goes into the registry, what is due goes out to them.
 
-One thread does all of it, turn by turn: serve the network, commit what arrived in one transaction, acknowledge, publish
-what is due. A message is acknowledged once the registry has it, so whatever ends in between comes again; a command is
-`sent` once the broker has acknowledged it.
+One thread does all of it, turn by turn: serve the network, sift what arrived, commit it in one transaction,
+acknowledge, publish what is due. A message is acknowledged once the registry has it, so whatever ends in between comes
+again; a command is `sent` once the broker has acknowledged it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from typing import Final
 from enroll.bookkeeping import Books
 from enroll.greetings import Greetings
 from enroll.mqtt_client import Connection, Incoming, Login, endpoints
+from enroll.rate_limit import Sparsely
 from enroll.registry import Registry
 from enroll.registry.commits import CommitMark
 from enroll.registry.records import CommandRecord
-from enroll.reports import Report, read_report
+from enroll.reports import Report
+from enroll.sifting import sift
 from fleet import messages, topics
 from fleet.errors import FleetError, NotFound
 from fleet.identity import DISPATCH, Server
@@ -63,7 +65,10 @@ class Dispatch:
         self._registry = registry
         self._ports = ports
         self._stop = stop
+        # What outlives a connection: a device that makes dispatch lose one would begin anew.
+        self._books = Books(registry)
         self._greetings = Greetings()
+        self._published = Sparsely(first=1)
 
     def run(self) -> None:
         """Connect, serve, connect again; returns when stopped."""
@@ -99,7 +104,7 @@ class Dispatch:
         try:
             connection.subscribe(SUBSCRIPTIONS, self._ports.monotonic)
             _log.info(event("dispatch.online", broker=connection.endpoint))
-            session = Session(connection, Books(self._registry), self._greetings, self._ports)
+            session = Session(connection, self._books, self._greetings, self._ports, self._published)
             while not self._stop.is_set():
                 session.turn(has_news=mark.has_moved())
         finally:
@@ -129,6 +134,7 @@ class Session:
     books: Books
     greetings: Greetings
     ports: Ports
+    published: Sparsely
     _in_flight: dict[int, str] = field(default_factory=dict)  # packet id -> command id
     _next_deadline: datetime | None = None
     _is_fresh: bool = True
@@ -165,13 +171,12 @@ class Session:
         args = messages.decode_object(command.args.encode())
         message = messages.CommandMessage(command.device, command.created_at, command.deadline, args)
         self._in_flight[self.connection.publish(topic, message.encode())] = command.id
-        _log.info(event("command.published", device=command.device, name=command.name, command=command.id))
+        # Its device may ask for it every two seconds.
+        if count := self.published.count(command.id, self.ports.monotonic()):
+            _log.info(
+                event("command.published", device=command.device, name=command.name, command=command.id, count=count)
+            )
 
     def _read(self, arrived: list[Incoming]) -> list[Report]:
-        reports: list[Report] = []
-        for message in arrived:
-            try:
-                reports.append(read_report(message.topic, message.payload, is_retained=message.retain))
-            except FleetError as error:
-                self.books.aside.add(message.topic.split("/")[1], message.topic, error)
-        return reports
+        sifted = sift(arrived, self.books.aside)
+        return sifted.reports(self.books.given(sifted.command_ids), self.books.aside)

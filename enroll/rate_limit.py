@@ -42,19 +42,21 @@ FORGET_SECONDS: Final = 3600.0
 class Sparsely:
     """What to log of what strangers can repeat at will: the first few, then the 16th, 32nd, 64th of the same key.
 
-    A key that was quiet for an hour begins anew. In bounded memory; times are monotonic, in seconds.
+    A key that was quiet for `forget_seconds` begins anew. In bounded memory; times are monotonic, in seconds.
     """
 
+    first: int = ALL_OF_THE_FIRST
+    forget_seconds: float = FORGET_SECONDS
     _counts: OrderedDict[str, tuple[float, int]] = field(default_factory=OrderedDict)
 
     def count(self, key: str, now: float) -> int:
         """The number of this one if it is to be logged, else 0."""
         last, count = self._counts.pop(key, (now, 0))
-        count = 1 if now - last >= FORGET_SECONDS else count + 1
+        count = 1 if now - last >= self.forget_seconds else count + 1
         self._counts[key] = (now, count)
         if len(self._counts) > MAX_KEYS:
             self._counts.popitem(last=False)
-        return count if count <= ALL_OF_THE_FIRST or count & (count - 1) == 0 else 0
+        return count if count <= self.first or count & (count - 1) == 0 else 0
 
 
 def network_of(address: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any, Final
 
@@ -45,6 +45,9 @@ _UNFINISHED_OF = _SENDABLE.where(commands.c.device == bindparam("device"), comma
     bindparam("limit")
 )
 _COMMAND_BY_ID = _COMMAND.where(commands.c.id == bindparam("id"))
+_STATES = select(commands.c.id, commands.c.device, commands.c.state).where(
+    commands.c.id.in_(bindparam("ids", expanding=True))
+)
 _RESULT = (
     update(commands)
     .where(commands.c.id == bindparam("of"))
@@ -99,6 +102,12 @@ def find_command(transaction: Connection, id: str) -> CommandRecord | None:
     """The command of that id."""
     row = transaction.execute(_COMMAND_BY_ID, {"id": id}).first()
     return None if row is None else _command(row)
+
+
+def states_of(transaction: Connection, ids: Collection[str]) -> dict[str, tuple[DeviceId, CommandState]]:
+    """Whose each of these commands is, and how far it has come; those that there are."""
+    rows = transaction.execute(_STATES, {"ids": list(ids)})
+    return {command: (DeviceId(device), CommandState(state)) for command, device, state in rows}
 
 
 def due_commands(transaction: Connection, now: datetime, limit: int) -> list[CommandRecord]:

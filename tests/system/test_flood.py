@@ -1,8 +1,12 @@
-"""One certified device that floods: what others do arrives all the same."""
+"""Certified devices that flood: what others do arrives all the same."""
 
 from __future__ import annotations
 
+import json
 import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,8 +15,9 @@ from enroll.registry.records import CommandState
 from fleet.identity import DeviceId
 from fleet.layout import AdminHome
 from fleet.messages import ResultState
-from fleet.topics import Hello, Status
+from fleet.topics import Hello, Result, Status
 from tests import mqtt
+from tests.deadlines import within
 from tests.fleets import new_home
 from tests.system.brokers import enrol, peer, start_broker, start_service, wait_ready
 from tests.system.test_dispatch import PUMP, command, connected, heard, send
@@ -55,3 +60,98 @@ def _flood(flooder: mqtt.Peer, frame: bytes, stop: threading.Event) -> None:
             flooder.send(frame * 50)
     except OSError:
         return
+
+
+_FLOODERS = [f"flooder-{number}" for number in range(20)]
+_Flood = Callable[[mqtt.Peer, str, threading.Event], None]
+
+
+def _flips(device: str) -> list[bytes]:
+    """Status messages that are news each time."""
+    common = {"v": 1, "id": device, "ts": "2026-11-21T08:00:00Z", "boot": "b"}
+    return [json.dumps(common | {"seq": at, "status": ("online", "offline")[at % 2]}).encode() for at in range(50)]
+
+
+def _flip_unheard(flooder: mqtt.Peer, device: str, stop: threading.Event) -> None:
+    topic = Status(DeviceId(device)).format()
+    frames = b"".join(mqtt.publish(topic, payload, retain=True) for payload in _flips(device))
+    while not stop.is_set():
+        flooder.send(frames)
+
+
+def _flip_acknowledged(flooder: mqtt.Peer, device: str, stop: threading.Event) -> None:
+    topic = Status(DeviceId(device)).format()
+    frames = [mqtt.publish(topic, payload, 1, at + 1, retain=True) for at, payload in enumerate(_flips(device))]
+    while not stop.is_set():
+        flooder.send(*frames)
+        for _ in frames:
+            flooder.receive()
+
+
+def _answer_strangely(flooder: mqtt.Peer, device: str, stop: threading.Event) -> None:
+    """Results of 64 KB for commands that nobody gave."""
+    common = {"v": 1, "id": device, "ts": "2026-11-21T08:00:00Z", "boot": "b", "seq": 1, "state": "done"}
+    payload = json.dumps(common | {"output": [{"k": "v"}] * 5300}).encode()
+    number = 0
+    while not stop.is_set():
+        number = number % 60_000 + 1
+        flooder.ask(mqtt.publish(Result(DeviceId(device), f"{number:032x}").format(), payload, 1, number))
+
+
+@contextmanager
+def _flooding(home: AdminHome, port: int, flood: _Flood, flooders: list[str]) -> Iterator[None]:
+    """All of them flood, from before to after."""
+    stop = threading.Event()
+
+    def run(peer: mqtt.Peer, device: str) -> None:
+        try:
+            flood(peer, device, stop)
+        except OSError:  # cut, or closed at the end
+            return
+
+    with ExitStack() as peers:
+        threads = []
+        for device in flooders:
+            flooder = peers.enter_context(peer(home, enrol(home, device), port))
+            assert mqtt.ACCEPTED == flooder.ask(mqtt.connect(device))
+            threads.append(threading.Thread(target=run, args=(flooder, device)))
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+
+@pytest.mark.parametrize(
+    ("flood", "flooders", "sign"),
+    [
+        (_flip_unheard, _FLOODERS, "device.offline device=flooder-19"),
+        (_flip_acknowledged, _FLOODERS, "device.offline device=flooder-19"),
+        (_answer_strangely, _FLOODERS[:5], "message.set_aside device=flooder-4"),
+    ],
+    ids=("qos-0", "qos-1", "results"),
+)
+def test_what_one_device_says_is_recorded_at_once_while_others_flood_within_the_limits(
+    home: AdminHome, flood: _Flood, flooders: list[str], sign: str
+) -> None:
+    """Twenty devices, each within its rate, have the service deaf to all others for a minute."""
+    with start_service(home) as service, start_broker(home) as broker:
+        port = wait_ready(broker)
+        heard(service, "dispatch.online")
+        with connected(home, broker, PUMP, enrol(home, PUMP)) as pump, _flooding(home, port, flood, flooders):
+            heard(service, sign)
+            began = time.monotonic()
+            pump.is_online()
+            heard(service, "device.online device=pump-07")
+            status_seconds = time.monotonic() - began
+            given = send(home)
+            assert given == pump.is_told()[0].rpartition("/")[2]
+            began = time.monotonic()
+            pump.answers(given, ResultState.DONE)
+            heard(service, f"command.done .*command={given}")
+            result_seconds = time.monotonic() - began
+    assert CommandState.DONE is command(home, given).state
+    assert max(status_seconds, result_seconds) < within(2), (status_seconds, result_seconds)
