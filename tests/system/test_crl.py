@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import signal
 import socket
 import time
 import urllib.error
@@ -178,6 +179,13 @@ def test_mosquitto_keeps_the_revoked_out(running: Publication, tmp_path: Path, f
         with suppress(OSError), peer(running.home, bad, free_port) as client:
             assert mqtt.ACCEPTED != client.ask(mqtt.connect("pump-07"))
         broker.wait_for_line(r"certificate verify failed|sslv3 alert certificate revoked", stream="stderr")
+        running.revoke("pump-06")
+        running.wait_for("devices.crl", lambda lines: serial_of(leaf_of(good)) in lines)
+        seen = broker.line_count("stderr")
+        broker.send_signal(signal.SIGHUP)
+        broker.wait_for_line("Reloading config", stream="stderr", after=seen)
+        with suppress(OSError), peer(running.home, good, free_port) as client:
+            assert mqtt.ACCEPTED != client.ask(mqtt.connect("pump-06"))
 
 
 @pytest.fixture
