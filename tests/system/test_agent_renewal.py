@@ -15,13 +15,14 @@ import pytest
 
 from device_agent.store import PosixDisk
 from device_agent.succession import Succession
+from fleet.join import parse_join_code
 from fleet.layout import AgentHome
 from tests.faults.cutting import Traced, calls_of, paths_below, points_of
 from tests.faults.losing import losing
 from tests.faults.power_cut import Cuts, check_connects, enrolled
 from tests.faults.renewals import joined, lives, renew_under_telemetry, until_renewed
 from tests.processes import Finished, Program, run
-from tests.system.agents import Agent, Application, LiveFleet, Operator, live_fleet, serial_of, status_of
+from tests.system.agents import Agent, Application, LiveFleet, Operator, join, live_fleet, serial_of, status_of
 from tests.unit.device_agent.servers import http_answer, read_request, tls_server
 
 
@@ -94,16 +95,28 @@ def test_certificates_renew_by_themselves_under_telemetry(fleet: LiveFleet) -> N
     fleet.service.wait_for_line("certificate.superseded device=pump-02", stream="stderr")
 
 
-def test_a_device_renews_without_a_running_agent(fleet: LiveFleet) -> None:
+@pytest.mark.parametrize("role", ["device", "operator", "service"])
+def test_whoever_has_no_running_agent_renews(fleet: LiveFleet, role: str) -> None:
     """A device whose agent is stopped, and an operator who has none, could not renew."""
-    home = fleet.joined("pump-03")
+    made = fleet.enroll("token", "create", "--device", f"a-{role}", "--role", role, "-o", "json")
+    home = fleet.new_agent_home()
+    join(home, parse_join_code(json.loads(made.stdout)["code"]), f"a-{role}").check()
     first = serial_of(home)
     renew(home).check()
     assert first != serial_of(home)
-    assert ["confirmed", "confirmed"] == states(fleet, "pump-03")
+    assert ["confirmed", "confirmed"] == states(fleet, f"a-{role}")
     assert ["gen-2"] == generations(home)
-    with Agent(home).wait_ready() as agent:
-        assert "renewal." not in agent.stderr
+
+
+def test_the_first_operator_renews_and_goes_on(fleet: LiveFleet) -> None:
+    """Its generations are made by the service, without a note of a request: they must not look like rubbish."""
+    home = fleet.home.operator
+    first = serial_of(home)
+    ask_at(home, fleet.url)
+    renew(home).check()
+    assert first != serial_of(home)
+    with Operator(fleet):
+        pass
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
