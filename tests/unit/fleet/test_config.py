@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.config import Address, load, parse_address
+from fleet.config import DEFAULT_CRL, Address, CrlListen, load, parse_address, parse_crl_listen
 from fleet.errors import InvalidInput
 from fleet.identity import DeviceId, Principal, Role
 from fleet.limits import Limits
@@ -115,3 +115,26 @@ def test_the_documented_limits_are_the_ones_there_are() -> None:
     section = text.split("### What one client may take")[1].split("\n### ")[0].split("\n## ")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", section, re.MULTILINE))
     assert {field.name: field.default for field in fields(Limits)} == {k: float(v) for k, v in rows.items()}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", DEFAULT_CRL),
+        ('crl_listen = "off"', CrlListen(None)),
+        ('crl_listen = "0.0.0.0:8080"', CrlListen(Address("0.0.0.0", 8080))),
+        ('crl_listen = "[::1]:0"', CrlListen(Address("::1", 0))),
+    ],
+)
+def test_where_crls_are_served(line: str, expected: CrlListen) -> None:
+    """An address that was asked for is given up like the default, or `off` is a host."""
+    found = load(f"{_GOOD}[enroll]\n{line}\n").crl_listen
+    assert expected == found
+    assert expected.is_default or parse_crl_listen(str(found)) == found
+
+
+@pytest.mark.parametrize("value", ['"8080"', "8080", '""', "false", '["off"]'])
+def test_a_wrong_crl_address_is_said_so(value: str) -> None:
+    """A typing error switches the lists off."""
+    with pytest.raises(InvalidInput, match=r"enroll\.crl_listen"):
+        load(f"{_GOOD}[enroll]\ncrl_listen = {value}\n")
