@@ -55,9 +55,9 @@ class Renewer:
         """Do it, or begin it on a thread; the event that must come before any other, if there is one."""
         match order:
             case Renew():
-                self._start(lambda: self._prepare(order), "renewal")
+                self._start(lambda: self._prepare(order), RenewalFailed(_NOTHING))
             case Confirm():
-                self._start(self._confirm, "confirmation")
+                self._start(self._confirm, ConfirmationFailed(_NOTHING))
             case UseSuccessor():
                 return self._change(Succession(self.home, self.disk).promote_candidate)
             case UsePredecessor():
@@ -86,9 +86,18 @@ class Renewer:
             return IdentityChanged(life_of(self.credential), error.message)
         return IdentityChanged(life_of(self.credential))
 
-    def _start(self, work: Callable[[], Event], name: str) -> None:
+    def _start(self, work: Callable[[], Event], otherwise: Event) -> None:
+        """Post what becomes of it; `otherwise` if it raises: the core waits for a word."""
+
+        def run() -> None:
+            event = otherwise
+            try:
+                event = work()
+            finally:
+                self.post(event)
+
         self._threads = [thread for thread in self._threads if thread.is_alive()]
-        thread = threading.Thread(target=lambda: self.post(work()), name=name, daemon=True)
+        thread = threading.Thread(target=run, name="renewal", daemon=True)
         self._threads.append(thread)
         thread.start()
 
