@@ -1,7 +1,7 @@
 """Cuts the power of a device at every system call that touches its files, over real processes: `main` is the long form.
 
-Three lives of a device are cut: its first enrolment, an outage (the spool is filled), and its end (the spool is emptied
-while commands come in). What is true after each cut is said where it is checked.
+Four lives of a device are cut: its first enrolment, a renewal, an outage (the spool is filled), and its end (the spool
+is emptied while commands come in). What is true after each cut is said where it is checked.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from tests.deadlines import within
 from tests.faults.cutting import Point, Traced, calls_of, lose_unsynced, paths_below, points_of
 from tests.mqtt import ACCEPTED, Peer, connect
 from tests.processes import Program
+from tests.processes import run as run_command
 from tests.system.agents import Agent, Application, LiveFleet, Operator, join, live_fleet, status_of
 
 _SPOOLED: Final = 120
@@ -124,6 +125,32 @@ def enrolled(cuts: Cuts) -> AgentHome:
     home = cuts.new_home()
     join(home, cuts.invite(home.path.name), home.path.name).check()
     return home
+
+
+def cut_renewals(cuts: Cuts, step: int) -> None:
+    """`device-agent renew`: the device connects as it is, and the same command again succeeds."""
+    home = enrolled(cuts)
+    with _renewing(cuts, home, [], None) as whole:
+        assert 0 == whole.wait(), whole.describe()
+    paths = paths_below(home.path, calls_of(cuts.log))
+    for point in points_of(cuts.log, paths)[::step]:
+        _cut_renewal(cuts, [path.relative_to(home.path) for path in paths], point)
+
+
+def _renewing(cuts: Cuts, home: AgentHome, paths: Sequence[Path], point: Point | None) -> Traced:
+    return Traced(cuts.log, paths, point.kill if point else "", "device-agent", "renew", "--home", home.path)
+
+
+def _cut_renewal(cuts: Cuts, names: Sequence[Path], point: Point) -> None:
+    home = enrolled(cuts)
+    with _renewing(cuts, home, [home.path / name for name in names], point) as killed:
+        assert killed.was_cut(), point
+        cuts.count += 1
+    cuts.torn += lose_unsynced(cuts.log, [home.path / name for name in names if name.suffix], cuts.chance)
+    check_connects(cuts, home)
+    run_command("device-agent", "renew", "--home", home.path).check()
+    check_connects(cuts, home)
+    shutil.rmtree(home.path)
 
 
 def go_offline(home: AgentHome) -> str:
@@ -263,12 +290,12 @@ def _after_return(operator: Operator, home: AgentHome, device: str, command: str
 
 
 def run(step: int, seed: int) -> str:
-    """All three series, every `step`-th call; what was done."""
+    """All four series, every `step`-th call; what was done."""
     with tempfile.TemporaryDirectory() as folder, live_fleet(Path(folder), with_broker=True) as fleet:
         cuts = Cuts(fleet, Path(folder) / "cuts", random.Random(seed))
         cuts.folder.mkdir()
         counts = []
-        for series in (cut_joins, cut_outages, cut_returns):
+        for series in (cut_joins, cut_renewals, cut_outages, cut_returns):
             before = cuts.count
             series(cuts, step)
             counts.append(f"{series.__name__} {cuts.count - before}")

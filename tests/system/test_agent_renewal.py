@@ -17,9 +17,9 @@ from device_agent.store import PosixDisk
 from device_agent.succession import Succession
 from fleet.join import parse_join_code
 from fleet.layout import AgentHome
-from tests.faults.cutting import Traced, calls_of, paths_below, points_of
+from tests.faults.cutting import Traced
 from tests.faults.losing import losing
-from tests.faults.power_cut import Cuts, check_connects, enrolled
+from tests.faults.power_cut import Cuts, cut_renewals
 from tests.faults.renewals import joined, lives, renew_under_telemetry, until_renewed
 from tests.processes import Finished, Program, run
 from tests.system.agents import Agent, Application, LiveFleet, Operator, join, live_fleet, serial_of, status_of
@@ -200,19 +200,8 @@ def test_a_successor_that_the_broker_refuses_is_given_back(fleet: LiveFleet) -> 
 def test_a_renewal_killed_anywhere_leaves_a_device_that_connects(fleet: LiveFleet, tmp_path: Path) -> None:
     """A power cut in a renewal would cost a journey to the device."""
     cuts = Cuts(fleet, tmp_path, random.Random(11))
-    home = enrolled(cuts)
-    with Traced(cuts.log, [], "", "device-agent", "renew", "--home", home.path) as whole:
-        assert 0 == whole.wait(), whole.describe()
-    paths = paths_below(home.path, calls_of(cuts.log))
-    points = points_of(cuts.log, paths)
-    for point in points[:: len(points) // 6]:
-        home = enrolled(cuts)
-        names = [home.path / path.relative_to(paths[0]) for path in paths]
-        with Traced(cuts.log, names, point.kill, "device-agent", "renew", "--home", home.path) as killed:
-            assert killed.was_cut(), point
-        check_connects(cuts, home)
-        renew(home).check()
-        check_connects(cuts, home)
+    cut_renewals(cuts, step=25)
+    assert cuts.count >= 4
 
 
 def test_an_agent_killed_while_it_renews_comes_back(fleet: LiveFleet) -> None:
