@@ -5,6 +5,7 @@
 `decisions`       requests, find_request, check_approvable, approve, deny
 `manufacturers`   add_manufacturer, remove_manufacturer, trusted_manufacturers; add_claims, claims, remove_claim, ...
 `enrolment`       Enrolment: enrol, pair, claim, reenrol (needs the CA; the others do not)
+`succession`      confirm, end_due: a renewed certificate's predecessor ends after a grace
 `waiting`         what waits for an admin; `hardware` what a manufacturer proves; both within `enrolment`
 `revocation`      revoke_certificate, revoke_some_issued, count_issued, find_certificate
 `admission`       admit: who a client certificate is, now
