@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from fleet.logs import event
 _log = logging.getLogger(__name__)
 
 SERVER: Final = "enroll"
+_BYTES_RECEIVED_AT: Final = 128
+"""tcpi_bytes_received in struct tcp_info of linux/tcp.h, which only ever grows at its end; since Linux 4.1."""
 _Response = TypeVar("_Response", bound=web.StreamResponse)
 
 
@@ -43,8 +47,10 @@ class Limits:
     linger: float = 2.0  # what was on its way to a refusal is read, so that the client gets to see the refusal
     goodbye: float = 1.0  # until the peer has said its own in TLS
     feed: float = 30.0  # until a broker has taken a chunk
+    last_bodies: float = 1.0  # what was asked by half when the service is told to end
     shutdown: float = 10.0
     grace: float = 1.0  # what no connection is ended in, to make room for another
+    empty_bytes: int = 32_768  # on the wire that hold nothing: the handshake, what TLS adds to one request
 
 
 class Owner(Protocol):
@@ -57,13 +63,49 @@ class Owner(Protocol):
         """The connection has ended."""
 
 
+class Received:
+    """How many bytes have come over a TCP connection, as its kernel counts them; 0 where it does not.
+
+    TLS shows only what was in its records, and a peer can send records for ever that hold nothing.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+
+    def __call__(self) -> int:
+        if not sys.platform.startswith("linux"):
+            return 0
+        try:
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED_AT + 8)
+        except OSError:  # it has ended
+            return 0
+        return int.from_bytes(info[_BYTES_RECEIVED_AT:], sys.byteorder) if len(info) == _BYTES_RECEIVED_AT + 8 else 0
+
+
 class Connection(RequestHandler):
     """One connection, from its handshake to its end."""
 
-    __slots__ = ("_deadline", "_limits", "_owner", "_slot", "_stream", "certificate", "tls_unique")
+    __slots__ = (
+        "_deadline",
+        "_full_bytes",
+        "_limits",
+        "_owes",
+        "_owner",
+        "_received",
+        "_slot",
+        "_stream",
+        "certificate",
+        "tls_unique",
+    )
 
     def __init__(
-        self, server: web.Server, loop: asyncio.AbstractEventLoop, limits: Limits, slot: Slot, owner: Owner
+        self,
+        server: web.Server,
+        loop: asyncio.AbstractEventLoop,
+        limits: Limits,
+        slot: Slot,
+        owner: Owner,
+        received: Received,
     ) -> None:
         super().__init__(
             server,
@@ -75,6 +117,9 @@ class Connection(RequestHandler):
         self._limits = limits
         self._slot = slot
         self._owner = owner
+        self._received = received
+        self._full_bytes = 0  # of what was received; at the end of a request all that was
+        self._owes = True
         self._stream: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self.certificate: bytes | None = None
@@ -89,6 +134,25 @@ class Connection(RequestHandler):
     def was_made(self) -> bool:
         """Whether the handshake came to its end."""
         return self._stream is not None
+
+    @property
+    def owes_a_head(self) -> bool:
+        """Whether nothing was asked that is not answered yet."""
+        return self._owes and not self._messages and not self._request_in_progress
+
+    @property
+    def owes_a_body(self) -> bool:
+        """Whether the peer has not asked to the end."""
+        return self._owes and self._request_in_progress
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether more has come over the wire since the last answer, beside what was to be read, than TLS needs."""
+        return self._received() - self._full_bytes > self._limits.empty_bytes
+
+    def data_received(self, data: bytes) -> None:
+        self._full_bytes += len(data)
+        super().data_received(data)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -111,7 +175,7 @@ class Connection(RequestHandler):
     def at_work(self) -> Iterator[None]:
         """While this lasts the peer is not waited for."""
         self._expect_nothing()
-        self._slot.waits_for_peer = False
+        self._slot.waits_for_peer = self._owes = False
         try:
             yield
         finally:
@@ -120,11 +184,11 @@ class Connection(RequestHandler):
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Within `at_work`, while the peer has to send a body. What bounds it is with the reader."""
-        self._slot.waits_for_peer = True
+        self._slot.waits_for_peer = self._owes = True
         try:
             yield
         finally:
-            self._slot.waits_for_peer = False
+            self._slot.waits_for_peer = self._owes = False
 
     def abort(self) -> None:
         """End it at once, whatever was to come."""
@@ -141,6 +205,7 @@ class Connection(RequestHandler):
         self._expect(self._limits.answer)
         finished = await super().finish_response(request, resp, start_time)
         self._expect(self._limits.head)
+        self._owes, self._full_bytes = True, self._received()
         return finished
 
     def handle_error(self, *args: Any, **kw: Any) -> web.StreamResponse:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from enroll.connection import Connection, Limits
+from enroll.connection import Connection, Limits, Received
 from enroll.rate_limit import Sparsely, network_of
 from enroll.slots import Holder, Slot, Slots
 from fleet.config import Address
@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 512
 _PAUSE_SECONDS: Final = 0.1
+_RECEIVE_BYTES: Final = 8192
+_LOOK_SECONDS: Final = 0.05
 
 
 class Listener:
@@ -49,7 +51,9 @@ class Listener:
         self._http = web.Server(handle)
         self._socket: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._handshakes: set[asyncio.Task[None]] = set()
+        self._open: dict[Slot, Connection] = {}
 
     def start(self, address: Address) -> Address:
         """Accept connections; the address with its real port. Raises: FleetError."""
@@ -57,6 +61,7 @@ class Listener:
         if self._send_buffer_bytes is not None:  # each connection inherits it; else it grows to megabytes
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer_bytes)
         self._accepting = asyncio.create_task(self._accept(self._socket))
+        self._watching = asyncio.create_task(self._watch())
         return Address(address.host, self._socket.getsockname()[1])
 
     def share(self, holder: Holder) -> int:
@@ -64,18 +69,29 @@ class Listener:
         return self._slots.share(holder)
 
     async def close(self) -> None:
-        """Accept no more; whoever was let in stays."""
+        """Accept no more; whoever has asked stays."""
         if self._accepting is not None:
             await _cancelled(self._accepting)
         if self._socket is not None:
             self._socket.close()
         for handshake in list(self._handshakes):
             await _cancelled(handshake)
+        for http in list(self._open.values()):
+            if http.owes_a_head:
+                http.abort()
+
+    def end_unasked(self) -> None:
+        """End every connection whose peer has not asked to the end."""
+        for http in list(self._open.values()):
+            if http.owes_a_head or http.owes_a_body:
+                http.abort()
 
     async def end_all(self) -> None:
         """End every connection that is left; what is being answered has a moment."""
         self._http.pre_shutdown()
         await self._http.shutdown(self._limits.shutdown)
+        if self._watching is not None:
+            await _cancelled(self._watching)
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -113,10 +129,19 @@ class Listener:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._freed.wait(), _PAUSE_SECONDS)
 
+    async def _watch(self) -> None:
+        """End who keeps the loop at work with bytes that come to nothing, for ever. A thousand looks take 2 ms."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            for slot, http in list(self._open.items()):
+                if http.says_nothing:
+                    if count := self._told.count("connection.says_nothing", _now()):
+                        _log.warning(event("connection.says_nothing", holder=_shown(slot.holder), count=count))
+                    slot.end()
+
     def _evict(self, slot: Slot) -> None:
         if count := self._told.count("connection.evicted", _now()):
-            holder = slot.holder if isinstance(slot.holder, str) else "certificate"
-            _log.warning(event("connection.evicted", holder=holder, count=count))
+            _log.warning(event("connection.evicted", holder=_shown(slot.holder), count=count))
         self._slots.close(slot)
         slot.end()
 
@@ -129,14 +154,16 @@ class Listener:
     def released(self, slot: Slot) -> None:
         """A connection has ended."""
         self._slots.close(slot)
+        self._open.pop(slot, None)
         self._freed.set()
 
     def _begin(self, connection: socket.socket, address: str) -> None:
         """Shake hands, beside all others."""
         loop = asyncio.get_running_loop()
         slot = Slot(network_of(address), _now(), connection.close)
-        http = Connection(self._http, loop, self._limits, slot, self)
+        http = Connection(self._http, loop, self._limits, slot, self, Received(connection))
         self._slots.open(slot)
+        self._open[slot] = http
         handshake = loop.create_task(self._shake_hands(connection, address, http))
 
         def end() -> None:
@@ -164,6 +191,10 @@ class Listener:
                 _log.info(event("handshake.failed", address=address, reason=error, count=count))
 
 
+def _shown(holder: Holder) -> str:
+    return holder if isinstance(holder, str) else "certificate"
+
+
 def listen(address: Address) -> socket.socket:
     """A listening socket. Raises: FleetError when the address is taken or not ours."""
     is_ipv6 = ":" in address.host
@@ -179,6 +210,9 @@ def listen(address: Address) -> socket.socket:
         raise FleetError(
             f"cannot listen on {address}: {reason}", hint="give another address: --listen HOST:PORT"
         ) from error
+    # What accepted connections inherit: the loop reads a peer's records until its buffer is empty, and a record need
+    # not hold a byte for us (TLS 1.3 key updates, each of which costs a derivation). Requests are small.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
     listener.setblocking(False)
     return listener
 

@@ -55,15 +55,20 @@ class EnrollServer:
         return self._listener.start(address)
 
     async def stop(self) -> None:
-        """Accept no more, answer what was asked, end the feeds, close."""
+        """Accept no more, answer what was asked to the end, end the feeds, close."""
         await self._listener.close()
         self._is_stopping = True
         self._feed.commits.end()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._limits.shutdown):
-                await self._is_idle.wait()
+        await self._wait_until_idle(self._limits.last_bodies)
+        self._listener.end_unasked()
+        await self._wait_until_idle(self._limits.shutdown)
         await self._listener.end_all()
         self._worker.close()
+
+    async def _wait_until_idle(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._is_idle.wait()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; its connection's last one once the service stops, or if it asks for another protocol."""
