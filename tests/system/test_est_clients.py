@@ -179,7 +179,7 @@ def test_a_client_that_is_asked_for_credentials_goes_on_on_its_connection(runnin
 
 
 def test_a_head_is_not_answered(running: Service) -> None:
-    """docs/divergences.md says what is not so."""
+    """HEAD is served after all, and docs/divergences.md says that it is not."""
     with running.connection() as connection:
         connection.socket.sendall(f"HEAD {est.CACERTS} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         assert b"405" == connection.answers.readline().split()[1]
