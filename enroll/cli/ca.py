@@ -216,7 +216,8 @@ def _revoke_issued(registry: Registry, name: str, reason: Reason | None, expecte
             if not count:
                 raise
             raise PartlyDone(f"{count} of {expected} are revoked: {error.message}", hint="run it again") from error
-    say(f"{count} certificates are revoked; enroll token create --replace gives a name to a new key")
+    ended = "1 certificate is" if count == 1 else f"{count} certificates are"
+    say(f"{ended} revoked; enroll token create --replace gives a name to a new key")
 
 
 VERBS: Verbs = {"show": show, "crl": crl, "export-root": export_root, "revoke": revoke}
