@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from enroll.cli.options import HomeOption, admin_home, now, token_bytes
+from enroll.cli.options import HomeOption, admin_home, now, open_registry, token_bytes
 from enroll.cli.output import say
 from fleet import messages
 from fleet.errors import FleetError, InvalidInput, NotFound, Unreachable, printable
@@ -40,8 +40,19 @@ def tail(
     """Print messages as they arrive, until Ctrl-C."""
     if output not in ("text", "json"):
         raise InvalidInput(f"{output[:40]!r} is not an output", hint="text or json")
-    topic_filter = ALL_UP if id is None else own_up(DeviceId(id))
-    _Tail(admin_home(home), topic_filter, output == "json", count).run()
+    where, device = admin_home(home), None if id is None else DeviceId(id)
+    if device is not None:
+        _check_known(where, device)
+    _Tail(where, ALL_UP if device is None else own_up(device), output == "json", count).run()
+
+
+def _check_known(home: AdminHome, device: DeviceId) -> None:
+    """Raises: NotFound for an id of nobody, which would be waited for for ever; RegistryUnavailable."""
+    from enroll.registry import identity
+
+    with open_registry(home) as registry, registry.read() as transaction:
+        if identity.find_principal(transaction, device) is None:
+            raise NotFound(f"there is no {device}", hint="enroll device list")
 
 
 class _Tail:
