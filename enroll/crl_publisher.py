@@ -41,6 +41,7 @@ from fleet.logs import event
 ROOT: Final = "root"
 CHECK_SECONDS: Final = 60.0
 """How soon a clock that jumped, or half a life that passed, is noticed; changes are noticed at once."""
+_PAUSE_SECONDS: Final = 0.2  # most commits are no revocation, and there may be hundreds a second
 _RETRY_SECONDS: Final = 5.0
 _REST_FACTOR: Final = 4
 """A list rests for so many times as long as it took to make: a storm of changes costs a fifth of a core at most."""
@@ -155,7 +156,7 @@ class CrlPublisher:
         return self._lists.get(name)
 
     async def follow(self, commits: Commits, clock: Callable[[], datetime], executor: Executor) -> None:
-        """Refresh after every commit and every CHECK_SECONDS, until the service stops."""
+        """Refresh after commits, those of a moment together, and every CHECK_SECONDS, until the service stops."""
         loop = asyncio.get_running_loop()
         while not commits.is_over:
             changed = commits.next
@@ -163,6 +164,7 @@ class CrlPublisher:
             self._is_complete.set()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), wait)
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     def refresh(self, now: datetime) -> float:
         """Make what is missing, changed or due; in how many seconds to look again. Told in the log, failures too."""
