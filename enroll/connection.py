@@ -11,7 +11,6 @@ waited for. Here a peer that is late loses its connection at once, and one that 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import sys
 from collections.abc import Iterator
@@ -24,9 +23,6 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 from enroll.slots import Holder, Slot
-from fleet.logs import event
-
-_log = logging.getLogger(__name__)
 
 SERVER: Final = "enroll"
 _BYTES_RECEIVED_AT: Final = 128
@@ -61,6 +57,9 @@ class Owner(Protocol):
 
     def released(self, slot: Slot) -> None:
         """The connection has ended."""
+
+    def heard_garbage(self, slot: Slot, reason: str) -> None:
+        """What the peer sent is no HTTP."""
 
 
 class Received:
@@ -221,7 +220,7 @@ class Connection(RequestHandler):
         """
         error = kw.get("exc_info")
         if isinstance(error, HttpProcessingError):
-            _log.info(event("request.malformed", address=args[-1], reason=type(error).__name__))
+            self._owner.heard_garbage(self._slot, type(error).__name__)
         elif not isinstance(error, ConnectionError):
             super().log_exception(*args, **kw)
 

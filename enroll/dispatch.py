@@ -173,9 +173,8 @@ class Session:
         self._in_flight[self.connection.publish(topic, message.encode())] = command.id
         # Its device may ask for it every two seconds.
         if count := self.published.count(command.id, self.ports.monotonic()):
-            _log.info(
-                event("command.published", device=command.device, name=command.name, command=command.id, count=count)
-            )
+            fields = {"device": command.device, "name": command.name, "command": command.id}
+            _log.info(event("command.published", **fields, count=count if count > 1 else None))
 
     def _read(self, arrived: list[Incoming]) -> list[Report]:
         sifted = sift(arrived, self.books.aside)

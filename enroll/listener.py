@@ -157,6 +157,12 @@ class Listener:
         self._open.pop(slot, None)
         self._freed.set()
 
+    def heard_garbage(self, slot: Slot, reason: str) -> None:
+        """A connection's peer speaks no HTTP."""
+        holder = _shown(slot.holder)
+        if count := self._told.count(f"request.malformed {holder}", _now()):
+            _log.info(event("request.malformed", holder=holder, reason=reason, count=count))
+
     def _begin(self, connection: socket.socket, address: str) -> None:
         """Shake hands, beside all others."""
         loop = asyncio.get_running_loop()

@@ -146,7 +146,10 @@ class Exporter:
         arrived = arrived or connection.turn(_TURN_SECONDS)
         until = self.ports.monotonic() + LINGER_SECONDS
         while 0 < len(arrived) < BATCH and self.ports.monotonic() < until:
-            more = connection.turn(_GAP_SECONDS)
+            try:
+                more = connection.turn(_GAP_SECONDS)
+            except Unreachable:  # the next turn says so again; what a broker sent before its end is stored
+                break
             if not more:
                 break
             arrived += more
@@ -223,10 +226,11 @@ class Exporter:
         return readings
 
     def _set_aside(self, topic: str, error: FleetError) -> None:
-        """Count it; log the first, second, fourth, eighth of a topic: one device must not fill the log."""
+        """Count it; log the first, second, fourth, eighth of a device, which may have any number of topics."""
         self.tally.set_aside += 1
         if len(self._aside) >= _MAX_COUNTED:
             self._aside.clear()
-        count = self._aside[topic] = self._aside.get(topic, 0) + 1
+        device = [*topic.split("/"), ""][1]
+        count = self._aside[device] = self._aside.get(device, 0) + 1
         if count & (count - 1) == 0:
-            _log.warning(event("message.set_aside", topic=topic[:200], reason=error.message[:300], count=count))
+            _log.warning(event("message.set_aside", topic=topic[:120], reason=error.message[:120], count=count))

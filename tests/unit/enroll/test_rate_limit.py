@@ -61,6 +61,13 @@ def test_what_is_repeated_is_told_less_and_less_and_anew_after_an_hour() -> None
     assert 1 == told.count("guess", 2 * FORGET_SECONDS)
 
 
+def test_how_many_are_told_and_for_how_long_is_for_who_tells() -> None:
+    """A device that comes and goes in its own time is not in the log, or every repetition of a command is."""
+    told = Sparsely(first=1, forget_seconds=60.0)
+    assert [1, 2, 0, 4] == [told.count("a", 0.0) for _ in range(4)]
+    assert 1 == told.count("a", 60.0)
+
+
 def test_what_was_told_is_kept_in_bounded_memory() -> None:
     """Strangers from everywhere fill it."""
     told = Sparsely()
