@@ -24,7 +24,6 @@ from device_agent.core.events import StopRequested
 from device_agent.core.shelf import Bounds
 from device_agent.core.state import Settings
 from device_agent.store import PosixDisk, Store, check_private, only_one
-from fleet import join
 from fleet.errors import FleetError, InvalidInput, printable, reason_of, report
 from fleet.identity import DeviceId
 from fleet.layout import AgentHome
@@ -172,6 +171,7 @@ def _join(options: argparse.Namespace, home: AgentHome) -> int:
 def _invitation(options: argparse.Namespace) -> tuple[Invitation, DeviceId | None]:
     """What the command line names, in one of its three ways, and the id if it names one."""
     from device_agent.joining import Invitation, invitation_of
+    from fleet import join
 
     given_id = DeviceId(options.id) if options.id is not None else None
     parts = (options.url, options.root_pin, options.token)

@@ -12,7 +12,7 @@ from device_agent import https, tls
 from device_agent.failures import Cause, Failure
 from device_agent.store import Disk, replace_file
 from fleet import messages
-from fleet.config import Address
+from fleet.address import Address
 from fleet.errors import InvalidInput, printable
 from fleet.identity import Server
 from fleet.layout import AgentHome, IdentityFiles

@@ -19,7 +19,7 @@ from device_agent import config_client, https, status, tls, waiting
 from device_agent.failures import Cause, Failure, words
 from device_agent.mqtt import CONNECT_SECONDS, KEEPALIVE_SECONDS, connect_packet
 from device_agent.store import Store, check_private
-from fleet.config import Address
+from fleet.address import Address
 from fleet.errors import FleetError, InvalidInput, NotFound, printable
 from fleet.identity import Server
 from fleet.layout import AgentHome, Credential

@@ -21,7 +21,7 @@ from device_agent import explain_text as text
 from device_agent.failures import Cause, Failure, words
 from device_agent.handshake import Trace
 from device_agent.mqtt import CONNECT_SECONDS, KEEPALIVE_SECONDS, connect_packet
-from fleet.config import Address
+from fleet.address import Address
 from fleet.errors import Denied, FleetError, Unreachable
 from fleet.identity import Server
 from fleet.layout import AgentHome, Credential

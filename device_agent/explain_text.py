@@ -15,7 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from device_agent.failures import Failure
 from device_agent.handshake import Kind, Trace
 from fleet import pki
-from fleet.config import Address
+from fleet.address import Address
 from fleet.errors import printable
 from fleet.identity import DeviceId, Principal
 from fleet.layout import Credential

@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from device_agent.failures import Cause, Failure
-from device_agent.tls import failure_of
+from device_agent.tls import failure_of, lean_name
 
 OPERATION_SECONDS: Final = 10.0
 REQUEST_SECONDS: Final = 30.0
@@ -57,9 +57,7 @@ def peer_of(url: str) -> str:
 def send(request: Request, context: ssl.SSLContext) -> Answer:
     """The answer to `request`, over a new connection. Raises: RequestFailed."""
     parts, peer = urlsplit(request.url), peer_of(request.url)
-    connection = http.client.HTTPSConnection(
-        parts.hostname or "", parts.port or 443, timeout=OPERATION_SECONDS, context=context
-    )
+    connection = _Connection(parts.hostname or "", parts.port or 443, context)
     try:
         return _converse(connection, request, peer)
     except (http.client.RemoteDisconnected, http.client.IncompleteRead) as error:
@@ -85,6 +83,20 @@ def _converse(connection: http.client.HTTPSConnection, request: Request, peer: s
             if response.length:  # read(n) is content with less than was promised
                 raise RequestFailed(Failure(Cause.CLOSED, peer, f"{response.length} bytes of the answer are missing"))
             return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
+
+
+class _Connection(http.client.HTTPSConnection):
+    """Connects by a lean name."""
+
+    def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
+        super().__init__(host, port, timeout=OPERATION_SECONDS, context=context)
+        self._tls = context
+
+    def connect(self) -> None:
+        """Complete the handshake. Raises: OSError."""
+        self.sock = socket.create_connection((lean_name(self.host), self.port), OPERATION_SECONDS)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
 
 
 @contextlib.contextmanager

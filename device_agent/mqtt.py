@@ -44,6 +44,13 @@ _Order = Publish | Subscribe | Acknowledge | None
 _log = logging.getLogger("device_agent.mqtt")
 
 
+class _Client(paho.Client):
+    """paho's client without proxies, that connects by a lean name."""
+
+    def _create_socket_connection(self) -> socket.socket:
+        return socket.create_connection((tls.lean_name(self._host), self._port), self._connect_timeout)
+
+
 class Connection:
     """The connection of one epoch. Every method may be called from another thread and returns at once."""
 
@@ -129,7 +136,7 @@ class Connection:
         return self._failure or self._why_lost(connection, peer)
 
     def _client(self, context: ssl.SSLContext) -> paho.Client:
-        client = paho.Client(
+        client = _Client(
             CallbackAPIVersion.VERSION2,
             self._device,
             clean_session=False,

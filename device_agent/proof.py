@@ -16,7 +16,7 @@ from typing import Final
 from device_agent import config_client, https, tls
 from device_agent.failures import Cause, Failure
 from device_agent.renewal import Code, Problem, problem_of
-from fleet.config import Address
+from fleet.address import Address
 from fleet.identity import DeviceId, Server
 from fleet.layout import AgentHome, IdentityFiles
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, assert_never
 
-from device_agent import config_client, https
+from device_agent import config_client, https, tls
 from device_agent.application import ApplicationServer
 from device_agent.clock import Moment
 from device_agent.core.effects import (
@@ -52,7 +52,7 @@ from device_agent.renewal_client import Renewer
 from device_agent.spool import SpoolFile
 from device_agent.store import Disk, check_private, replace_file
 from device_agent.succession import Succession
-from fleet.config import Address
+from fleet.address import Address
 from fleet.errors import FleetError, InvalidInput
 from fleet.layout import AgentHome, Credential
 from fleet.logs import event, log_to
@@ -140,6 +140,7 @@ class Runner:
         state = initial(self.settings, brokers, self._load_journal(), has_predecessor=has_predecessor)
         pending: deque[Event] = deque([Started()])
         _log.info("agent.started device=%s serial=%s", self.settings.device, self.settings.serial)
+        tls.warm_up()
         try:
             applications.start()
             while pending or not self._is_over:

@@ -114,12 +114,41 @@ class BoundedContext(ssl.SSLContext):
     monotonic: Callable[[], float]
     sslsocket_class = BoundedSocket
 
+    def wrap_socket(
+        self,
+        sock: socket.socket,
+        server_side: bool = False,
+        do_handshake_on_connect: bool = True,
+        suppress_ragged_eofs: bool = True,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLSocket:
+        """As ssl.SSLContext, with a lean name."""
+        name = lean_name(server_hostname) if isinstance(server_hostname, str) else server_hostname
+        return super().wrap_socket(sock, server_side, do_handshake_on_connect, suppress_ragged_eofs, name, session)
+
 
 class FleetContext(BoundedContext):
     """Connections to one kind of server of our fleet."""
 
     server: Server
     sslsocket_class = FleetSocket
+
+
+def lean_name(host: str) -> Any:
+    """A host name for socket and ssl: bytes if it can be, which typeshed does not know that socket takes.
+
+    For a text both load Python's tables of Unicode (0.4 MB).
+    """
+    return host.encode() if host.isascii() else host
+
+
+def warm_up() -> None:
+    """Let OpenSSL make what it keeps for ever, on the thread that calls: it fits into the holes that imports left.
+
+    On a thread of its own a connection would make it, and keep a heap of its own for it (0.2 MB).
+    """
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def context_for(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from ipaddress import ip_address
 from typing import Any, Final
 
+from fleet.address import Address as Address  # noqa: PLC0414 - part of this module, too
+from fleet.address import parse_address as parse_address  # noqa: PLC0414
 from fleet.errors import FleetError, InvalidInput
 from fleet.identity import DeviceId, Role, TrustDomain
 from fleet.limits import Limits
@@ -22,27 +23,6 @@ OFF: Final = "off"
 
 _LIFE: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a server listens; port 0 takes any free one."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def parse_address(text: str) -> Address:
-    """`HOST:PORT`, or `[IPV6]:PORT`. Raises: InvalidInput."""
-    host, separator, port = text.rpartition(":")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    is_plain = bool(bare) and bare.isprintable() and " " not in bare and (":" not in bare or bare != host)
-    if not (separator and is_plain and port.isascii() and port.isdigit() and int(port) <= 65_535):
-        raise InvalidInput(f"{text[:80]!r} is not an address", hint="write HOST:PORT, as 0.0.0.0:8443 or [::]:8443")
-    return Address(bare, int(port))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +73,8 @@ class FleetConfig:
 
 def load(text: str) -> FleetConfig:
     """The configuration in `text`. Raises: InvalidInput that names every problem."""
+    import tomllib  # not for the device agent, which reads no configuration: a megabyte until it is imported
+
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from device_agent.journal import Journal
 from device_agent.outbox import Class, Losses, Outgoing
-from fleet.config import Address
+from fleet.address import Address
 
 
 @dataclass(frozen=True, slots=True)

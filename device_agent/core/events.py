@@ -9,7 +9,7 @@ from device_agent.failures import Failure
 from device_agent.outbox import NO_LOSSES, Class, Losses
 from device_agent.renewal import Life, Problem
 from device_agent.requests import Request
-from fleet.config import Address
+from fleet.address import Address
 
 
 @dataclass(frozen=True, slots=True)

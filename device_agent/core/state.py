@@ -13,7 +13,7 @@ from device_agent.failures import Failure
 from device_agent.journal import Journal
 from device_agent.outbox import Class, Outbox, Outgoing
 from device_agent.renewal import Life, Problem
-from fleet.config import Address
+from fleet.address import Address
 from fleet.identity import DeviceId, Serial
 from fleet.messages import Envelope
 
