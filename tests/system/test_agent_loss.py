@@ -125,7 +125,7 @@ def site(folder: Path, net: Network, percent: int) -> Iterator[Site]:
         order = ("token", "create", "--device", "pump-01", "-o", "json", "--home", admin.path)
         code = json.loads(run("enroll", *order).check().stdout)["code"]
         run("ip", *net.command("device-agent", "join", code, "--id", "pump-01", "--home", home.path)).check()
-        agent = start(net.program("device-agent", "run", "--home", home.path, "--keepalive", "5"))
+        agent = start(net.program("device-agent", "run", "--home", home.path, "--keepalive", "3"))
         agent.wait_for_line(r"^device-agent: ready ", seconds=40)
         yield Site(net, agent, home, ear)
 
