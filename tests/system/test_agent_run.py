@@ -170,6 +170,7 @@ def test_an_idle_agent_stays_within_30_mb(fleet: LiveFleet) -> None:
         assert kilobytes * 1024 <= 30_000_000
         assert "libcrypto" in Path(f"/proc/{agent.pid}/maps").read_text()
         assert "cryptography" not in Path(f"/proc/{agent.pid}/maps").read_text()
+        assert "unicodedata" not in Path(f"/proc/{agent.pid}/maps").read_text()
 
 
 def test_explain_shows_both_certificates_and_what_was_agreed(fleet: LiveFleet) -> None:
