@@ -6,8 +6,8 @@
     ! what it prints on stderr
     ? its exit status, if it is not 0
 
-`<hex>`, `<code>`, `<time>`, `<id>`, `<fingerprint>`, `<age>` and `<any>` stand for what differs from run to run; blanks stand for
-any number of them.
+`<hex>`, `<code>`, `<time>`, `<id>`, `<fingerprint>`, `<age>` and `<any>` stand for what differs from run to run; blanks
+stand for any number of them.
 """
 
 from __future__ import annotations
