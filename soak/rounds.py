@@ -29,7 +29,8 @@ from soak.ledger import Key, Kind, Ledger
 from soak.office import Office
 from soak.programs import Running, serving
 
-_WARM_UP_SECONDS: Final = 20.0
+_LEAST_WARM_UP_SECONDS: Final = 20.0
+_WARM_UP_SHARE: Final = 0.2  # of the load: the heap keeps of its peaks, and a longer load has higher ones
 _VICTIM_SECONDS: Final = 5.0  # on average one is shut out so often
 _SUSPENDED_SHARE: Final = 0.4
 _HOSTILES: Final = 10
@@ -87,7 +88,7 @@ ARCHIVE: Final = "soak-archive"
 def new_fleet(options: Options) -> Fleet:
     """A home with everybody enrolled."""
     home = _fleet.new_home(options.folder / "fleet")
-    needed = int(3 * (options.seconds + _WARM_UP_SECONDS) / _VICTIM_SECONDS) + 20
+    needed = int(3 * (options.seconds + warm_up_seconds(options)) / _VICTIM_SECONDS) + 20
     devices = [f"device-{number}" for number in range(options.devices)]
     hostiles = [f"hostile-{number}" for number in range(_HOSTILES)]
     victims = [f"victim-{number}" for number in range(needed)]
@@ -95,6 +96,11 @@ def new_fleet(options: Options) -> Fleet:
     _fleet.add_clients(home, [OPERATOR], Role.OPERATOR)
     _fleet.add_clients(home, [ARCHIVE], Role.SERVICE)
     return Fleet(home, devices, hostiles, victims)
+
+
+def warm_up_seconds(options: Options) -> float:
+    """How long there is load before memory is looked at first."""
+    return max(_LEAST_WARM_UP_SECONDS, _WARM_UP_SHARE * options.seconds)
 
 
 async def soak(options: Options) -> bool:
@@ -105,7 +111,7 @@ async def soak(options: Options) -> bool:
     with serving("enroll", fleet.home) as enroll, serving("broker", fleet.home) as broker:
         with Registry.open(fleet.home.registry) as registry:
             office = Office(registry)
-            warm = await Round(options, fleet, office, broker, "warm-up").run(_WARM_UP_SECONDS)
+            warm = await Round(options, fleet, office, broker, "warm-up").run(warm_up_seconds(options))
             main = await Round(options, fleet, office, broker, "soak").run(options.seconds)
         faults += warm.faults + main.faults
         faults += check_memory(warm.settled, main.settled)
