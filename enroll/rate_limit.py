@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 WINDOW_SECONDS: Final = 60.0
@@ -59,6 +60,7 @@ class Sparsely:
         return count if count <= self.first or count & (count - 1) == 0 else 0
 
 
+@lru_cache(maxsize=4096)
 def network_of(address: str) -> str:
     """What counts as one address: all of it in IPv4, the /64 that one customer has in IPv6."""
     try:
