@@ -39,7 +39,7 @@ _SETTLE_SECONDS: Final = 3.0
 # What Python's allocator and OpenSSL keep in pieces that are partly used; a leak of a session or a message a second
 # is past this within minutes.
 _RSS_SHARE: Final = 0.05
-_RSS_BYTES: Final = 24 * 2**20  # what the heap keeps of a peak; a leak of one connection in ten is more
+_RSS_BYTES: Final = 24 * 2**20  # the heap keeps some of each peak
 
 
 @dataclass(frozen=True, slots=True)
