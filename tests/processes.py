@@ -70,7 +70,11 @@ def run(
 
 
 class Program:
-    """One running program. Leaving the context sends SIGTERM, waits, kills if it must, and reaps."""
+    """One running program. Leaving the context sends SIGTERM, waits, kills if it must, and reaps.
+
+    A mosquitto_sub is killed at once: its signal handler calls into libmosquitto, and waits for itself for ever if the signal
+    came while the program was in there. One that is to disconnect in order is given -E or -C.
+    """
 
     def __init__(
         self,
@@ -81,6 +85,7 @@ class Program:
         takes_input: bool = False,
     ) -> None:
         self.name = program
+        self._ended_by = signal.SIGKILL if "mosquitto_sub" in " ".join(map(str, args)) else signal.SIGTERM
         self._lines: dict[Stream, list[str]] = {"stdout": [], "stderr": []}
         self._changed = threading.Condition()
         self._process = subprocess.Popen(
@@ -174,9 +179,9 @@ class Program:
         return status
 
     def stop(self) -> int:
-        """End it with SIGTERM, with SIGKILL if that does not help, and give its exit status."""
+        """End it with its signal, with SIGKILL if that does not help, and give its exit status."""
         if self._process.poll() is None:
-            self.terminate()
+            self.send_signal(self._ended_by)
         try:
             return self.wait()
         except AssertionError:

@@ -44,8 +44,8 @@ def test_retained_messages(broker: Broker, pump: Identity, admin: Identity) -> N
 def test_offline_message_queueing(engine: RunningEngine, broker: Broker, pump: Identity, admin: Identity) -> None:
     """A session that is kept (-c) receives what came meanwhile, in order."""
     persistent = ("-c", "-q", 2, "-t", ALL_DOWN)
-    with (device := subscriber(broker, pump, *persistent)).program:
-        device.granted()
+    with subscriber(broker, pump, *persistent, "-E").program as device:
+        device.wait()
     assert Reason.DISCONNECTED is engine.wait_event(Disconnected).reason
     lines = "".join(f"{number}\n" for number in range(50))
     publish(broker, admin, f"{DOWN}/x", "-q", 1, "-l", stdin=lines).check()
@@ -59,8 +59,8 @@ def test_will_message(broker: Broker, pump: Identity, admin: Identity) -> None:
     will = ("-t", ALL_DOWN, "--will-topic", f"{UP}/status", "--will-payload", "lost", "--will-qos", 1)
     with (operator := subscriber(broker, admin, "-q", 2, "-t", ALL_UP)).program:
         operator.granted()
-        with (device := subscriber(broker, pump, *will)).program:
-            device.granted()
+        with subscriber(broker, pump, *will, "-E").program as ended:
+            ended.wait()
         with (device := subscriber(broker, pump, *will)).program:
             device.granted()
             device.program.kill()
