@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any
@@ -127,13 +128,12 @@ def approve(
     from enroll.service import approve as approve_request
     from enroll.service import check_approvable
 
+    which = Which(ids or (), match, token, is_pairing_meant=False)
     with open_registry(admin_home(home)) as registry:
-        chosen = _chosen(registry, ids or (), match, token, is_pairing_meant=False)
         if dry_run:
-            _each(chosen, lambda name: check_approvable(registry, name, now()), "would be approved")
+            _each(which.find(registry), lambda name: check_approvable(registry, name, now()), "would be approved")
             return
-        if match is not None or token is not None:
-            confirm(f"approve {len(chosen)} requests?", yes=yes)
+        chosen = which.find(registry, "approve", yes=yes)
         _each(chosen, lambda name: approve_request(registry, name, by=user(), now=now()), "approved")
 
 
@@ -150,35 +150,49 @@ def deny(
     from enroll.service import deny as deny_request
     from enroll.service import find_request
 
+    which = Which(ids or (), match, token, is_pairing_meant=True)
     with open_registry(admin_home(home)) as registry:
-        chosen = _chosen(registry, ids or (), match, token, is_pairing_meant=True)
         if dry_run:
-            _each(chosen, lambda name: find_request(registry, name, now()), "would be denied")
+            _each(which.find(registry), lambda name: find_request(registry, name, now()), "would be denied")
             return
-        if match is not None or token is not None:
-            confirm(f"deny {len(chosen)} requests?", yes=yes)
+        chosen = which.find(registry, "deny", yes=yes)
         _each(chosen, lambda name: deny_request(registry, name, reason, by=user(), now=now()), "denied")
 
 
-def _chosen(
-    registry: Registry, ids: Sequence[str], match: str | None, token: str | None, *, is_pairing_meant: bool
-) -> list[str]:
-    """The ids that are named, or those of all waiting requests that fit both `match` and `token`."""
-    from enroll.registry.records import ApprovalState
-    from enroll.service import requests
+@dataclass(frozen=True, slots=True)
+class Which:
+    """The requests that a command line means: those it names, or all that wait and fit."""
 
-    if bool(ids) == (match is not None or token is not None):
-        raise InvalidInput("name requests, or say which", hint="REQUEST..., or --match 'pump-*', or --token TOKEN")
-    if ids:
-        return list(dict.fromkeys(ids))
-    return [
-        record.id
-        for record in requests(registry, now())
-        if record.state is ApprovalState.WAITING
-        and (is_pairing_meant or record.token is not None)
-        and (match is None or fnmatchcase(record.device, match))
-        and (token is None or record.token == token)
-    ]
+    ids: Sequence[str]
+    match: str | None
+    token: str | None
+    is_pairing_meant: bool
+
+    def find(self, registry: Registry, verb: str | None = None, *, yes: bool = False) -> list[str]:
+        """Their ids; asked for with `verb` where they are many.
+
+        Raises: InvalidInput where the command line says neither or both, FleetError if the answer is no.
+        """
+        from enroll.service import requests
+
+        if bool(self.ids) == (self.match is not None or self.token is not None):
+            raise InvalidInput("name requests, or say which", hint="REQUEST..., or --match 'pump-*', or --token TOKEN")
+        if self.ids:
+            return list(dict.fromkeys(self.ids))
+        chosen = [record.id for record in requests(registry, now()) if self._fits(record)]
+        if verb is not None:
+            confirm(f"{verb} {len(chosen)} requests?", yes=yes)
+        return chosen
+
+    def _fits(self, record: ApprovalRecord) -> bool:
+        from enroll.registry.records import ApprovalState
+
+        return (
+            record.state is ApprovalState.WAITING
+            and (self.is_pairing_meant or record.token is not None)
+            and (self.match is None or fnmatchcase(record.device, self.match))
+            and (self.token is None or record.token == self.token)
+        )
 
 
 def _each(ids: Sequence[str], act: Callable[[str], ApprovalRecord], done: str) -> None:
