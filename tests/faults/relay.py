@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +21,7 @@ class Relay:
     def __init__(self, target: tuple[str, int], delay_seconds: float = 0.0) -> None:
         self._target = target
         self._delay_seconds = delay_seconds
+        self._under_way: deque[tuple[float, socket.socket, socket.socket, bytes]] = deque()
         self._selector = selectors.DefaultSelector()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._wake_in, self._wake_out = socket.socketpair()
@@ -59,13 +61,16 @@ class Relay:
         for key in list(self._selector.get_map().values()):
             if isinstance(key.fileobj, socket.socket):
                 key.fileobj.close()
+        for _, source, target, _ in self._under_way:
+            source.close()
+            target.close()
         for each in (self._listener, self._wake_in, self._wake_out):
             each.close()
         self._selector.close()
 
     def _run(self) -> None:
         while not self._is_closing:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(self._next_arrival()):
                 if key.fileobj is self._wake_in:
                     self._wake_in.recv(_CHUNK_BYTES)
                     self._cut_if_asked()
@@ -73,6 +78,23 @@ class Relay:
                     self._accept()
                 elif isinstance(key.fileobj, socket.socket) and isinstance(key.data, socket.socket):
                     self._forward(key.fileobj, key.data)
+            self._deliver()
+
+    def _next_arrival(self) -> float | None:
+        """How long until what is under way arrives, in seconds; None if nothing is."""
+        return max(0.0, self._under_way[0][0] - time.monotonic()) if self._under_way else None
+
+    def _deliver(self) -> None:
+        """Hand over what has arrived, in its order, and ends behind what they end."""
+        while self._under_way and self._under_way[0][0] <= time.monotonic():
+            _, source, target, data = self._under_way.popleft()
+            try:
+                if data:
+                    target.sendall(data)
+                    continue
+            except OSError:
+                pass
+            self._end(source, target)
 
     def _accept(self) -> None:
         near, _ = self._listener.accept()
@@ -86,18 +108,16 @@ class Relay:
 
     def _forward(self, source: socket.socket, target: socket.socket) -> None:
         """What was read while frozen is gone, as on a link that loses it; an end is not passed on then either."""
+        data = b""
         with contextlib.suppress(OSError):
             data = source.recv(_CHUNK_BYTES)
-            if self._is_frozen:
-                if not data:
-                    self._selector.unregister(source)
-                    source.close()
-                return
-            if data:
-                time.sleep(self._delay_seconds)  # the link is slow: nothing is waited for
-                target.sendall(data)
-                return
-        self._end(source, target)
+        if not data:
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(source)
+        if not self._is_frozen:
+            self._under_way.append((time.monotonic() + self._delay_seconds, source, target, data))
+        elif not data:
+            source.close()
 
     def _cut_if_asked(self) -> None:
         if self._is_cutting:
