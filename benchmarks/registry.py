@@ -26,6 +26,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from enroll import authority, service
+from enroll.bookkeeping import Books
 from enroll.commits import Commits
 from enroll.directory import DirectoryFeed, Position
 from enroll.initialise import Plan, initialise
@@ -126,6 +127,7 @@ def measure(home: AdminHome, count: int) -> None:
         measure_pages(registry)
         measure_redemption(home, registry)
         measure_snapshot(home, registry)
+        measure_agenda(registry)
     measure_commands(home)
     measure_start(home)
 
@@ -230,6 +232,24 @@ def measure_snapshot(home: AdminHome, registry: Registry) -> None:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     say("directory snapshot", f"{seconds:.1f} s, {size / 1e6:.0f} MB, first bytes after {1000 * first:.0f} ms")
     say("  largest chunk; peak memory grew by", f"{largest / 1e3:.0f} KB; {grown:.0f} MB")
+
+
+def measure_agenda(registry: Registry) -> None:
+    """What each turn of dispatch asks, while a hundred commands wait for each device that is away."""
+    now = datetime.now(UTC)
+    micros = int(now.timestamp() * 1e6)
+    with registry.write() as transaction:
+        transaction.exec_driver_sql(
+            "WITH RECURSIVE each (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM each WHERE n < 99)"
+            " INSERT OR IGNORE INTO commands"
+            " (id, device, epoch, name, args, state, created_at, deadline, changed_at, error)"
+            " SELECT p.principal || '-' || n, p.principal, 1, 'echo', '{}', 'queued', ?, ?, ?, ''"
+            " FROM presence p, each WHERE NOT p.online",
+            (micros, micros + 604_800_000_000, micros),
+        )
+        count = transaction.exec_driver_sql("SELECT count(*) FROM commands").scalar_one()
+    books = Books(registry)
+    timed(f"agenda, {count} commands wait", 100, lambda _: books.agenda(now))
 
 
 def measure_commands(home: AdminHome) -> None:

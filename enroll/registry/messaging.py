@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Select, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, false, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from enroll.registry.records import CommandRecord, CommandState, PresenceRecord
@@ -36,10 +36,17 @@ _SENDABLE = (
     .where(_IS_FOR_THIS_HOLDER, commands.c.deadline > bindparam("now"))
     .order_by(commands.c.number)
 )
-_DUE: Select[Any] = (
-    _SENDABLE.join(presence, presence.c.principal == commands.c.device)
-    .where(commands.c.state == CommandState.QUEUED.value, presence.c.online)
-    .limit(bindparam("limit"))
+_DUE: Select[Any] = _SENDABLE.where(commands.c.is_due).limit(bindparam("limit"))
+_IS_ONLINE = select(presence.c.online).where(presence.c.principal == bindparam("for")).scalar_subquery()
+_ADD = insert(commands).values(is_due=func.coalesce(_IS_ONLINE, false()))
+_CAME_OR_WENT = (
+    update(commands)
+    .where(
+        commands.c.device == bindparam("of"),
+        commands.c.state == CommandState.QUEUED.value,
+        commands.c.is_due != bindparam("online"),
+    )
+    .values(is_due=bindparam("online"))
 )
 _UNFINISHED_OF = _SENDABLE.where(commands.c.device == bindparam("device"), commands.c.state.in_(_UNFINISHED)).limit(
     bindparam("limit")
@@ -51,25 +58,22 @@ _STATES = select(commands.c.id, commands.c.device, commands.c.state).where(
 _RESULT = (
     update(commands)
     .where(commands.c.id == bindparam("of"))
-    .values({name: bindparam(name) for name in ("state", "changed_at", "output", "error")})
+    .values({name: bindparam(name) for name in ("state", "changed_at", "output", "error")} | {"is_due": False})
 )
 _SENT = (
     update(commands)
     .where(commands.c.id == bindparam("of"), commands.c.state == CommandState.QUEUED.value)
-    .values(state=CommandState.SENT.value, changed_at=bindparam("at"))
+    .values(state=CommandState.SENT.value, changed_at=bindparam("at"), is_due=False)
 )
 _OVER = (
     select(commands.c.id)
-    .join(principals, principals.c.id == commands.c.device)
-    .where(
-        commands.c.state.in_(_UNDELIVERED),
-        or_(
-            commands.c.deadline <= bindparam("now"),
-            principals.c.epoch != commands.c.epoch,
-            principals.c.state.in_((State.REVOKED.value, State.REMOVED.value)),
-        ),
-    )
+    .where(commands.c.state.in_(_UNDELIVERED), commands.c.deadline <= bindparam("now"))
     .limit(bindparam("limit"))
+)
+_ORPHANED = (
+    update(commands)
+    .where(commands.c.device == bindparam("of"), commands.c.state.in_(_UNDELIVERED))
+    .values(state=CommandState.EXPIRED.value, changed_at=bindparam("at"), is_due=False)
 )
 _NEXT_DEADLINE = select(func.min(commands.c.deadline)).where(commands.c.state.in_(_UNDELIVERED))
 _PRESENCE = select(
@@ -81,8 +85,9 @@ _SEEN = update(presence).where(presence.c.principal == bindparam("of")).values(l
 def add_command(transaction: Connection, record: CommandRecord) -> None:
     """Add a command to a principal that is there."""
     transaction.execute(
-        insert(commands),
+        _ADD,
         {
+            "for": record.device,
             "id": record.id,
             "device": record.device,
             "epoch": record.epoch,
@@ -157,12 +162,17 @@ def has_expired_commands(transaction: Connection, now: datetime) -> bool:
 
 
 def expire_commands(transaction: Connection, now: datetime, limit: int) -> list[str]:
-    """Give up what was not accepted in time, or whose device is no more; their ids."""
+    """Give up what was not accepted in time; their ids."""
     over = [str(each) for (each,) in transaction.execute(_OVER, {"now": now, "limit": limit})]
     for each in over:
         values = {"state": CommandState.EXPIRED.value, "changed_at": now, "output": None, "error": ""}
         transaction.execute(_RESULT, {"of": each, **values})
     return over
+
+
+def orphan_commands(transaction: Connection, device: DeviceId, now: datetime) -> None:
+    """Give up what a device was to be sent that is no more: nobody inherits it."""
+    transaction.execute(_ORPHANED, {"of": device, "at": now})
 
 
 def next_deadline(transaction: Connection) -> datetime | None:
@@ -178,7 +188,7 @@ def find_presence(transaction: Connection, id: DeviceId) -> PresenceRecord | Non
 
 
 def set_presence(transaction: Connection, id: DeviceId, record: PresenceRecord) -> None:
-    """Store what was heard of a principal that is there."""
+    """Store what was heard of a principal that is there; while it is online, what is queued for it is due."""
     values = {
         "online": record.is_online,
         "reason": record.reason,
@@ -188,6 +198,7 @@ def set_presence(transaction: Connection, id: DeviceId, record: PresenceRecord) 
     }
     statement = upsert(presence).values(principal=id, **values)
     transaction.execute(statement.on_conflict_do_update(index_elements=["principal"], set_=values))
+    transaction.execute(_CAME_OR_WENT, {"of": id, "online": record.is_online})
 
 
 def touch(transaction: Connection, id: DeviceId, now: datetime) -> None:

@@ -26,6 +26,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -260,8 +261,13 @@ commands: Final = Table(
     Column("changed_at", Instant, nullable=False),
     Column("output", Text, nullable=True),  # a JSON value
     Column("error", Text, nullable=False),
+    Column("is_due", Boolean, nullable=False, server_default=false()),
     Index(None, "state", "deadline"),
     Index(None, "device", "state"),
+    Index(None, "is_due", sqlite_where=text("is_due = 1"), postgresql_where=text("is_due")),
     sqlite_autoincrement=True,
 )
-"""Orders to devices, in the order they were given. `epoch`: who takes over an id does not inherit its commands."""
+"""Orders to devices, in the order they were given. `epoch`: who takes over an id does not inherit its commands.
+
+`is_due`: queued, and its device is online. Those for who is away may be a million, and are not looked at.
+"""

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import assert_never
 
 from enroll import audit
-from enroll.registry import Registry, Transaction, approvals, feed, identity, manufacturers, revocations
+from enroll.registry import Registry, Transaction, approvals, feed, identity, manufacturers, messaging, revocations
 from enroll.registry import tokens as token_rows
 from enroll.registry.records import CertificateRecord, CertificateState, PrincipalRecord, Reason
 from enroll.service.waiting import deny_open
@@ -131,6 +131,7 @@ def _end(transaction: Transaction, id: DeviceId, by: str, now: datetime, reason:
     claim_ended = manufacturers.end_replace(transaction, id)
     waiting = approvals.open_of_device(transaction, id, now)
     deny_open(transaction, waiting, f"{id} was revoked", by=by, now=now)
+    messaging.orphan_commands(transaction, id, now)
     return bool(live or tokens_ended or claim_ended or waiting)
 
 

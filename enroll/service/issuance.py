@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from enroll import audit
-from enroll.registry import Transaction, feed, identity, revocations
+from enroll.registry import Transaction, feed, identity, messaging, revocations
 from enroll.registry.records import LIVE, CertificateRecord, PrincipalRecord, Reason
 from enroll.service.admission import NotAllowed
 from fleet.identity import DeviceId, Principal, Serial, State
@@ -54,6 +54,7 @@ def store(transaction: Transaction, principal: PrincipalRecord, now: datetime) -
     ended = [certificate.serial for certificate in identity.live_certificates_of(transaction, principal.id)]
     revocations.revoke(transaction, ended, Reason.SUPERSEDED, now)
     identity.update_principal(transaction, principal)
+    messaging.orphan_commands(transaction, principal.id, now)
 
 
 def issued(

@@ -16,6 +16,7 @@ from enroll.bookkeeping import Books
 from enroll.registry import Registry, feed, identity, messaging
 from enroll.registry.records import CommandRecord, CommandState, PrincipalRecord
 from enroll.reports import HelloSeen, Report, ResultSeen, StatusSeen
+from enroll.service import issuance
 from fleet.errors import Denied, InvalidInput, NotFound
 from fleet.identity import DeviceId, Principal, Role, State
 from fleet.messages import Envelope, InvalidMessage, Presence, ResultMessage, ResultState, StatusMessage
@@ -97,6 +98,8 @@ def test_what_is_due_is_of_devices_that_are_online_in_the_order_given(registry: 
     assert given == due(registry)
     books.enter([], given[:1], NOW)
     assert given[1:] == due(registry)
+    given.append(give(registry))
+    assert given[1:] == due(registry)
     books.enter([status(PUMP, Presence.OFFLINE)], [], NOW)
     assert [] == due(registry)
 
@@ -126,10 +129,19 @@ def test_who_takes_over_an_id_inherits_no_commands(registry: Registry) -> None:
     given, books = give(registry), Books(registry)
     with registry.write() as transaction:
         successor = PrincipalRecord(Principal(Role.DEVICE, PUMP), State.ACTIVE, 2, (), NOW)
-        identity.update_principal(transaction, successor)
+        issuance.store(transaction, successor, NOW)
     assert [] == books.enter([status(PUMP), HelloSeen(PUMP, "")], [], NOW)
     assert [] == due(registry)
     assert CommandState.EXPIRED is state(registry, given)
+
+
+def test_a_device_that_is_revoked_ends_its_commands(registry: Registry) -> None:
+    """An admin waits for what can never be done."""
+    queued, sent, of_another = give(registry), give(registry), give(registry, VALVE)
+    Books(registry).enter([status(PUMP), status(VALVE)], [sent], NOW)
+    service.revoke(registry, PUMP, by="test", now=NOW)
+    assert [of_another] == due(registry)
+    assert {CommandState.EXPIRED} == {state(registry, id_) for id_ in (queued, sent)}
 
 
 def test_one_report_that_cannot_be_recorded_spoils_no_other(registry: Registry) -> None:

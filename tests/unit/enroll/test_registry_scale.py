@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from enroll.registry import Registry, approvals, feed, identity, log, manufactur
 from enroll.registry import tokens as token_rows
 from enroll.registry.database import _sqlite_engine, _upgrade
 from enroll.registry.overview import Filter
-from enroll.registry.records import Approval, PrincipalRecord
+from enroll.registry.records import Approval, CommandRecord, CommandState, PrincipalRecord
 from enroll.service import Asker, new_claim
 from fleet import est
 from fleet.identity import DeviceId, Principal, Role, Serial, State
@@ -120,10 +121,53 @@ LOOKS: tuple[Callable[[Connection], object], ...] = (
     lambda transaction: manufacturers.claim_of_device(transaction, PUMP),
     lambda transaction: manufacturers.page_of_claims(transaction, "pumps", "SN-1", 10),
     lambda transaction: messaging.unfinished_commands(transaction, PUMP, NOW, 10),
+    lambda transaction: messaging.due_commands(transaction, NOW, 10),
+    lambda transaction: messaging.has_expired_commands(transaction, NOW),
+    messaging.next_deadline,
     lambda transaction: overview.summary(transaction, PUMP),
     lambda transaction: overview.newest_certificates(transaction, 10),
     lambda transaction: log.newest(transaction, 10),
 )
+
+
+def agenda_steps(office: Office) -> int:
+    """How many instructions SQLite takes to find out what dispatch has to do."""
+    steps = 0
+
+    def step() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    with office.registry.read() as transaction:
+        driver = transaction.connection.driver_connection
+        assert driver is not None
+        driver.set_progress_handler(step, 1)
+        messaging.due_commands(transaction, NOW, 200)
+        messaging.has_expired_commands(transaction, NOW)
+        messaging.next_deadline(transaction)
+        driver.set_progress_handler(None, 1)
+    return steps
+
+
+def test_commands_for_who_is_away_are_not_looked_at(office: Office) -> None:
+    """A million commands that wait make each word of a device cost dispatch seconds."""
+    filled(office)
+    with office.registry.write() as transaction:
+        queue(transaction, DeviceId("pump-01"), 0, 2)
+        queue(transaction, DeviceId("pump-20"), 10, 2)
+    few = agenda_steps(office)
+    with office.registry.write() as transaction:
+        queue(transaction, DeviceId("pump-01"), 100, 2000)
+    assert few == agenda_steps(office)
+
+
+def queue(transaction: Connection, device: DeviceId, first: int, count: int) -> None:
+    for number in range(first, first + count):
+        command = CommandRecord(
+            f"command-{number}", device, 1, "echo", "{}", CommandState.QUEUED, NOW, NOW + timedelta(days=1), NOW
+        )
+        messaging.add_command(transaction, command)
 
 
 @pytest.mark.parametrize("state", [None, State.ACTIVE, State.SUSPENDED])
@@ -224,7 +268,7 @@ def test_pairings_do_not_scan_either(office: Office) -> None:
 
 
 def test_a_registry_of_an_older_release_is_brought_up_to_date(tmp_path: Path) -> None:
-    """After an upgrade a group is empty, or a token lets in from nowhere."""
+    """After an upgrade a group is empty, a token lets in from nowhere, or a command is never sent."""
     path = tmp_path / "registry.db"
     path.touch(mode=0o600)
     registry = Registry(_sqlite_engine(path))
@@ -235,10 +279,21 @@ def test_a_registry_of_an_older_release_is_brought_up_to_date(tmp_path: Path) ->
         transaction.exec_driver_sql(
             "INSERT INTO tokens VALUES ('t', x'00', 'a', NULL, 'device', '[]', 'client', 0, 1, 1, 0, 1, NULL)"
         )
+        transaction.exec_driver_sql("INSERT INTO presence VALUES ('a', 1, '', '1', 0, 0), ('b', 0, '', '1', 0, 0)")
+        for number, device in enumerate("abaab"):
+            epoch, state = 1 - number // 3, "sent" if number == 2 else "queued"
+            transaction.exec_driver_sql(
+                "INSERT INTO commands VALUES (?, ?, ?, ?, 'echo', '{}', ?, 0, 9000000000000000, 0, NULL, '')",
+                (number, f"c{number}", device, epoch, state),
+            )
     registry.close()
     with Registry.open(path) as opened, opened.read() as transaction:
         members = [each.record.id for each in overview.page(transaction, Filter(group="x"), None, 9)]
         token = token_rows.find_token(transaction, "t")
+        due = [command.id for command in messaging.due_commands(transaction, NOW, 10)]
+        states = [state.value for _, state in messaging.states_of(transaction, [f"c{n}" for n in range(5)]).values()]
     assert ["a"] == members
+    assert ["c0"] == due
+    assert ["queued", "queued", "sent", "expired", "expired"] == states
     assert token is not None
     assert ((), Approval.AUTO) == (token.sources, token.approval)
