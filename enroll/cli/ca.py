@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,8 +24,8 @@ from enroll.cli.options import (
     user,
 )
 from enroll.cli.output import Row, ahead, minute, print_rows, say, time_or_none
-from enroll.cli.progress import progress
-from fleet.errors import Denied, FleetError, NotFound, PartlyDone
+from enroll.cli.revoking import print_revoked
+from fleet.errors import Denied, FleetError, NotFound
 from fleet.layout import AdminHome, CaFiles
 
 if TYPE_CHECKING:
@@ -197,27 +198,19 @@ def revoke(
             print(count)
             return
         confirm(f"revoke all {count} certificates that {name} issued, for good?", yes=yes)
-        _revoke_issued(registry, name, why, count)
+        done = print_revoked(_revoke_issued(registry, name, why), count)
+    ended = "1 certificate is" if done == 1 else f"{done} certificates are"
+    say(f"{ended} revoked; enroll token create --replace gives a name to a new key")
 
 
-def _revoke_issued(registry: Registry, name: str, reason: Reason | None, expected: int) -> None:
-    """Batch by batch, each whole: a fleet's service goes on meanwhile. Raises: PartlyDone."""
+def _revoke_issued(registry: Registry, name: str, why: Reason | None) -> Iterator[list[str]]:
+    """Whose certificates these were, batch by batch. Raises: FleetError."""
     from enroll.service import revoke_some_issued
 
-    count, last = 0, 0
-    with progress("revoked", expected) as bar:
-        try:
-            while some := revoke_some_issued(registry, name, last, by=user(), now=now(), reason=reason):
-                count, last = count + len(some), some[-1].number
-                bar.hide()
-                print("\n".join(each.principal for each in some))
-                bar.advance(len(some))
-        except FleetError as error:
-            if not count:
-                raise
-            raise PartlyDone(f"{count} of {expected} are revoked: {error.message}", hint="run it again") from error
-    ended = "1 certificate is" if count == 1 else f"{count} certificates are"
-    say(f"{ended} revoked; enroll token create --replace gives a name to a new key")
+    last = 0
+    while some := revoke_some_issued(registry, name, last, by=user(), now=now(), reason=why):
+        last = some[-1].number
+        yield [each.principal for each in some]
 
 
 VERBS: Verbs = {"show": show, "crl": crl, "export-root": export_root, "revoke": revoke}

@@ -27,15 +27,14 @@ from enroll.cli.options import (
     user,
 )
 from enroll.cli.output import Row, ahead, print_rows, say, time_or_none
-from enroll.cli.progress import progress
+from enroll.cli.revoking import print_revoked
 from fleet.errors import FleetError, InvalidInput
 from fleet.identity import DeviceId, Role, Server
 from fleet.join import JoinCode, JoinFile, check_enroll_url
 from fleet.layout import AdminHome, decode_run_file
 
 if TYPE_CHECKING:
-    from enroll.registry import Registry
-    from enroll.registry.records import Approval, Reason, TokenRecord
+    from enroll.registry.records import Approval, TokenRecord
     from enroll.service import Invitation
     from enroll.tokens import TokenOrder
 
@@ -266,7 +265,7 @@ def revoke(
     home: HomeOption = None,
 ) -> None:
     """End a token. Whoever it let in already stays, unless you say --devices."""
-    from enroll.service import enrolled_by, revoke_token
+    from enroll.service import enrolled_by, revoke_enrolled, revoke_token
 
     why = parse_reason(reason)
     with open_registry(admin_home(home)) as registry:
@@ -279,21 +278,8 @@ def revoke(
         record = revoke_token(registry, id, by=user(), now=now())
         say(f"token {record.id} lets nobody in any more")
         if devices:
-            _revoke_enrolled(registry, record.id, len(found), why)
-
-
-def _revoke_enrolled(registry: Registry, id: str, expected: int, reason: Reason | None) -> None:
-    """Batch by batch: a fleet goes on while its stolen part is cut off."""
-    from enroll.service import revoke_enrolled
-
-    count = 0
-    with progress("revoked", expected) as bar:
-        for some in revoke_enrolled(registry, id, by=user(), now=now(), reason=reason):
-            bar.hide()
-            print("\n".join(some))
-            count += len(some)
-            bar.advance(len(some))
-    say(f"{_counted(count, 'device')} revoked")
+            ended = revoke_enrolled(registry, record.id, by=user(), now=now(), reason=why)
+            say(f"{_counted(print_revoked(ended, len(found)), 'device')} revoked")
 
 
 def _counted(count: int, noun: str) -> str:
