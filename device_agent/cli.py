@@ -157,7 +157,7 @@ def _join(options: argparse.Namespace, home: AgentHome) -> int:
         if options.file is not None and store.is_enrolled_as(device, invitation.url):
             credential = store.credential()  # the power went between success and the removal of the file
         else:
-            patience = None if options.no_wait else _patience()
+            patience = _patience(waits=not options.no_wait)
             credential = joining.Joining(home, store, invitation, device, _hardware(), time.monotonic, patience).join()
     if options.file is not None:
         _remove_join_file(options.file)
@@ -190,10 +190,10 @@ def _invitation(options: argparse.Namespace) -> tuple[Invitation, DeviceId | Non
     )
 
 
-def _patience() -> Patience:
+def _patience(*, waits: bool) -> Patience:
     from device_agent.waiting import Patience
 
-    return Patience(time.sleep, _RANDOM.random, lambda: datetime.now(UTC), _tell)
+    return Patience(time.sleep, _RANDOM.random, lambda: datetime.now(UTC), _tell, waits)
 
 
 def _tell(words: str) -> None:

@@ -59,7 +59,7 @@ class Joining:
     device: DeviceId
     hardware: Hardware
     monotonic: Callable[[], float]
-    patience: Patience | None
+    patience: Patience
 
     def join(self) -> Credential:
         """The identity of this home, made now.
@@ -87,7 +87,7 @@ class Joining:
                 roots = roots or self._roots()
                 outcome = self._ask(roots)
             except Unreachable as error:
-                if note is None or self.patience is None:
+                if note is None or not self.patience.waits:
                     raise
                 told = _tell_once(self.patience, f"still waiting: {error.message}", told)
                 failures += 1
@@ -98,12 +98,12 @@ class Joining:
                 raise
             if isinstance(outcome, Credential):
                 return outcome
-            if self.patience is None:
+            note, failures = self._noted(note, outcome), 0
+            if not self.patience.waits:
                 raise TimedOut(
                     f"an admin has to approve {self.device}: code {outcome.request}, key {outcome.key}",
                     hint="after `enroll request approve`, run the same command again",
                 )
-            note, failures = self._noted(self.patience, note, outcome), 0
             told = _tell_once(self.patience, note.words, told)
             self.patience.sleep(delay_seconds(outcome.retry_seconds, self.patience.chance()))
 
@@ -112,11 +112,11 @@ class Joining:
         note = read_note(self.home)
         return note if note and (note.device, note.url) == (self.device, self.invitation.url) else None
 
-    def _noted(self, patience: Patience, note: Note | None, outcome: est_client.Waiting) -> Note:
+    def _noted(self, note: Note | None, outcome: est_client.Waiting) -> Note:
         """The note of what waits now: another than before if the time of the one before was over."""
         if note is not None and note.request == outcome.request:
             return note
-        fresh = Note(self.device, self.invitation.url, outcome.request, outcome.key, patience.clock())
+        fresh = Note(self.device, self.invitation.url, outcome.request, outcome.key, self.patience.clock())
         write_note(self.home, PosixDisk(), fresh)
         return fresh
 

@@ -33,6 +33,7 @@ class Patience:
     chance: Callable[[], float]
     clock: Callable[[], datetime]
     tell: Callable[[str], None]
+    waits: bool = True  # else one question is all
 
 
 def delay_seconds(retry_after: float | None, chance: float) -> float:

@@ -108,13 +108,16 @@ def test_a_denied_device_says_why(fleet: LiveFleet) -> None:
 
 
 def test_who_does_not_want_to_wait_is_told_the_code(fleet: LiveFleet) -> None:
-    """A script that installs devices hangs."""
+    """A script that installs devices hangs, or `status` knows nothing of the request."""
+    home = fleet.new_agent_home().path
     done = run(
         *("device-agent", "join", manual(fleet, "pump-04"), "--id", "pump-04"),
-        *("--no-wait", "--home", fleet.new_agent_home().path),
+        *("--no-wait", "--home", home),
     )
     assert 7 == done.returncode
-    assert re.search(r"^error: an admin has to approve pump-04: code \w+, key [0-9a-f ]+$", done.stderr, re.MULTILINE)
+    said = re.search(r"^error: an admin has to approve pump-04: code (\w+), key [0-9a-f ]+$", done.stderr, re.MULTILINE)
+    assert said
+    assert f"code {said[1]}" in run("device-agent", "status", "--home", home).check().stdout
 
 
 @pytest.mark.parametrize("crashes", [1, 2])
