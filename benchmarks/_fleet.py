@@ -28,7 +28,7 @@ from fleet.config import parse_address
 from fleet.identity import DeviceId, Principal, Role, State, TrustDomain
 from fleet.layout import AdminHome, IdentityFiles
 
-_DOMAIN = TrustDomain("bench.example")
+DOMAIN = TrustDomain("bench.example")
 _CRL_URL = "http://localhost:8080/crl"
 
 
@@ -50,7 +50,7 @@ def new_home(path: Path) -> AdminHome:
     """A fleet of its own, without devices."""
     home = AdminHome(path)
     anywhere = parse_address("127.0.0.1:0")
-    plan = Plan(_DOMAIN, ("localhost", "127.0.0.1"), _CRL_URL, b"only for this run", anywhere, anywhere)
+    plan = Plan(DOMAIN, ("localhost", "127.0.0.1"), _CRL_URL, b"only for this run", anywhere, anywhere)
     initialise(home, plan, now=datetime.now(UTC), token_bytes=secrets.token_bytes)
     return home
 
@@ -64,13 +64,13 @@ def lift_rates(home: AdminHome) -> None:
 def add_clients(home: AdminHome, ids: Sequence[str], role: Role = Role.DEVICE) -> dict[DeviceId, IdentityFiles]:
     """Enrol principals without the wire: registered, announced, their files in the home."""
     now, found = datetime.now(UTC), {}
-    issuer = authority.load(home, _DOMAIN, _CRL_URL).devices
+    issuer = authority.load(home, DOMAIN, _CRL_URL).devices
     with Registry.open(home.registry) as registry, registry.write() as transaction:
         for device in map(DeviceId, ids):
             principal, key = Principal(role, device), keys.new_key()
             identity.add_principal(transaction, PrincipalRecord(principal, State.ACTIVE, 1, (), now))
             public = key.public_key()
-            order = Order(pki.CLIENT, client_names(_DOMAIN, principal), public, key_digest(public), device)
+            order = Order(pki.CLIENT, client_names(DOMAIN, principal), public, key_digest(public), device)
             record = certify(transaction, issuer, order, now=now, token_bytes=secrets.token_bytes)
             feed.announce(transaction, device)
             found[device] = _write(home.path / "bench" / device, record.der, issuer.certificate, keys.encode_key(key))

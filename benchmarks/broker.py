@@ -1,242 +1,111 @@
-"""CPU that messages cost the broker over mutual TLS, beside Mosquitto on the same machine, with the same certificates.
+"""Brokers side by side over mutual TLS: ours, Mosquitto, aedes and amqtt as shipped, under one load generator.
 
-Saturated: publishers send as fast as they are read, small messages. What a broker used is what the kernel accounted to
-its process. Our broker decides every topic; Mosquitto is given no ACL, so the comparison is in its favour.
+Each broker has CPU 0 to itself, everything else has CPU 1; the brokers take turns in each scenario, and that is
+repeated. CPU is what the kernel accounted to the broker's process. Results go to benchmarks/results/.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import socket
-import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
-
-import psutil
-import uvloop
+from typing import Protocol
 
 from benchmarks import _fleet
-from benchmarks._fleet import Server
-from fleet.identity import DeviceId, Role
-from fleet.layout import AdminHome, IdentityFiles
-
-_PAYLOAD = b'{"temperature": 21.5, "unit": "C"}'
-_BATCH = 10
-_WINDOW = 200  # messages that a publisher of QoS 1 may have unacknowledged
-# So far are publishers together ahead of the slowest subscriber: what a queue does not hold is dropped.
-_AHEAD = 500
+from benchmarks.brokers import report
+from benchmarks.brokers.connections import Accept, Memory, Storm
+from benchmarks.brokers.contenders import LOAD_CPU, NAMES, OURS, Contender, Fleet, all_of, pinned
+from benchmarks.brokers.frames import Refused
+from benchmarks.brokers.messages import FanOut, OneOf, Saturated50, Size, Steady
+from benchmarks.brokers.outcomes import Bar, Outcome, lines
 
 
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """So many publishers to so many subscribers; each message reaches `copies` of them."""
+class Scenario(Protocol):
+    """What can be asked of every broker; None where it makes no sense for one."""
 
-    name: str
-    publishers: int
-    subscribers: int
-    qos: int
-    copies: int
+    def run(self, fleet: Fleet, broker: Contender, size: Size, /) -> Outcome | None: ...
 
 
-SCENARIOS = (
-    Scenario("50 -> 1, QoS 0", 50, 1, 0, 1),
-    Scenario("50 -> 1, QoS 1", 50, 1, 1, 1),
-    Scenario("1 -> 200, QoS 0", 1, 200, 0, 200),
-)
+SCENARIOS: Mapping[str, Scenario] = {
+    "saturated-0": Saturated50(0),
+    "saturated-1": Saturated50(1),
+    "fan-out": FanOut(),
+    "one-of-100": OneOf(100, 0, Bar(0.5)),
+    "paced-2k-0": Steady(2_000, 50, 0),
+    "paced-2k-1": Steady(2_000, 50, 1),
+    "paced-10k-0": Steady(10_000, 200, 0),
+    "paced-10k-1": Steady(10_000, 200, 1),
+    "churn": Steady(2_000, 50, 0, has_churn=True),
+    "commands-100": OneOf(100, 1, None),
+    "commands-1k": OneOf(1_000, 1, None),
+    "commands-5k": OneOf(5_000, 1, None),
+    "commands-10k": OneOf(10_000, 1, None),
+    "accept": Accept(500),
+    "memory": Memory(1_000),
+    "storm": Storm(2_000),
+}
+DEVICES: Mapping[str, int] = {
+    "commands-1k": 1_000, "commands-5k": 5_000, "commands-10k": 10_000, "accept": 500, "memory": 1_000, "storm": 2_001
+}  # fmt: skip
+_FEWEST_DEVICES = 202
+# amqtt as shipped: up to a thousand clients, and no more than it can carry.
+_NOT_AS_SHIPPED = ("commands-5k", "commands-10k", "paced-10k-0", "paced-10k-1")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure and print; 0 unless a broker loses messages of QoS 1."""
-    parser = argparse.ArgumentParser(prog="bench broker", description=__doc__)
-    parser.add_argument("--messages", type=int, default=100_000, help="delivered per scenario (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
+    """Measure, print and write; 1 if a bar is missed."""
+    options = _parser().parse_args(arguments)
+    chosen = {name: SCENARIOS[name] for name in options.only or SCENARIOS}
+    size = Size(options.messages // 5, 3.0) if options.quick else Size(options.messages, options.seconds)
+    repeats = 1 if options.quick else options.repeats
+    with tempfile.TemporaryDirectory() as folder, pinned(LOAD_CPU):
         home = _fleet.new_home(Path(folder) / "fleet")
         _fleet.lift_rates(home)
-        devices = _fleet.add_clients(home, [f"bench-{number}" for number in range(200)])
-        operator = _fleet.add_clients(home, ["bench-operator"], Role.OPERATOR)
-        print(f"{'CPU s per 100k delivered':28}{'ours':>10}{'mosquitto':>12}{'ratio':>8}")
-        with _fleet.running("enroll", home), _fleet.running("broker", home) as ours, mosquitto(home) as theirs:
-            for scenario in SCENARIOS:
-                costs = [
-                    uvloop.run(Load(home, server, devices | operator, scenario).run(options.messages))
-                    for server in (ours, theirs)
-                ]
-                print(f"{scenario.name:28}{costs[0]:10.2f}{costs[1]:12.2f}{costs[0] / costs[1]:8.2f}")
-    return 0
+        fleet = Fleet.of(home, max(DEVICES.get(name, _FEWEST_DEVICES) for name in chosen))
+        outcomes = []
+        for outcome in measured(fleet, chosen, options.brokers, size, repeats):
+            outcomes.append(outcome)
+            print(report.one_line(outcome), flush=True)
+    found = lines(outcomes)
+    print(report.table(found))
+    if not options.only or options.write:
+        report.write(outcomes, found, options.into)
+    return 1 if any(line.is_met is False for line in found) else 0
 
 
-@contextmanager
-def mosquitto(home: AdminHome) -> Iterator[Server]:
-    """Mosquitto with the fleet's certificates."""
-    port = _free_port()
-    config = home.path / "mosquitto.conf"
-    config.write_text(
-        f"user root\nlistener {port} 127.0.0.1\ncafile {home.broker_trust}\ncertfile {home.broker_server.certificate}\n"
-        f"keyfile {home.broker_server.key}\nrequire_certificate true\nuse_identity_as_username true\n"
-        "allow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 100\nset_tcp_nodelay true\n"
-    )
-    with subprocess.Popen(["mosquitto", "-c", str(config)], stderr=subprocess.DEVNULL) as process:
-        try:
-            _wait_for(port)
-            yield Server(psutil.Process(process.pid), port)
-        finally:
-            process.terminate()
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bench broker", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, help="some scenarios; nothing is written to results")
+    parser.add_argument("--brokers", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--quick", action="store_true", help="a fifth of the messages, once: wrong by some percent")
+    parser.add_argument("--messages", type=int, default=100_000, help="of a saturated run (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a paced run (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="of everything, medians count (default: %(default)s)")
+    parser.add_argument("--write", action="store_true", help="write results of some scenarios too")
+    parser.add_argument("--into", type=Path, default=report.RESULTS, help="where results are written")
+    return parser
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def measured(
+    fleet: Fleet, scenarios: Mapping[str, Scenario], brokers: Sequence[str], size: Size, repeats: int
+) -> Iterator[Outcome]:
+    """Every outcome, when it is there; brokers take turns."""
+    with _fleet.running("enroll", fleet.home), all_of(brokers, fleet) as contenders:
+        for name, scenario in scenarios.items():
+            for _ in range(repeats):
+                for broker in _able(name, contenders):
+                    try:
+                        outcome = scenario.run(fleet, broker, size)
+                    except (Refused, TimeoutError, RuntimeError) as error:
+                        if broker.name == OURS:
+                            raise
+                        print(f"{name}: {broker.name}: {error}", file=sys.stderr)
+                    else:
+                        if outcome is not None:
+                            yield outcome
 
 
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-        else:
-            return
-
-
-class Client(asyncio.Protocol):
-    """One MQTT connection that counts what it receives by frame."""
-
-    def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
-        self.received = 0
-        self.acknowledged = 0
-        self._rest = b""
-        self._changed = asyncio.Event()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        data = self._rest + data
-        at, end, answers = 0, len(data), []
-        while at + 2 <= end:
-            length, here = data[at + 1], at + 2
-            if length > 127:
-                if here >= end:
-                    break
-                length, here = length - 128 + (data[here] << 7), here + 1
-            if here + length > end:
-                break
-            first = data[at]
-            if first >> 4 == 3:
-                self.received += 1
-                if first & 6:
-                    id_at = here + 2 + (data[here] << 8 | data[here + 1])
-                    answers.append(b"\x40\x02" + data[id_at : id_at + 2])
-            elif first == 0x40:
-                self.acknowledged += 1
-            at = here + length
-        self._rest = data[at:]
-        if answers and self.transport is not None:
-            self.transport.write(b"".join(answers))
-        self._changed.set()
-
-    async def until(self, is_reached: Callable[[], bool]) -> None:
-        """Wait for what arrives."""
-        while not is_reached():
-            self._changed.clear()
-            await asyncio.wait_for(self._changed.wait(), 60)
-
-
-@dataclass(slots=True)
-class Pace:
-    """Keeps publishers from running away from subscribers, which are written in Python too."""
-
-    readers: Sequence[Client]
-    sent: int = 0
-
-    async def keep(self, count: int) -> None:
-        """Wait, after `count` more were sent, until the slowest subscriber is near."""
-        self.sent += count
-        await asyncio.sleep(0)
-        slowest = min(self.readers, key=lambda reader: reader.received)
-        await slowest.until(lambda: self.sent - slowest.received <= _AHEAD)
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """One scenario against one broker."""
-
-    home: AdminHome
-    server: Server
-    clients: dict[DeviceId, IdentityFiles]
-    scenario: Scenario
-
-    async def run(self, delivered: int) -> float:
-        """The broker's CPU seconds for 100,000 delivered messages."""
-        scenario = self.scenario
-        async with AsyncExitStack() as stack:
-            readers, writers = await self._connect(stack)
-            each = delivered // scenario.copies // scenario.publishers
-            expected = each * scenario.publishers
-            await asyncio.sleep(0.2)
-            before = self.server.cpu_seconds
-            pace = Pace(readers)
-            sending = [self._publish(writer, name, each, pace) for name, writer in writers]
-            arriving = [reader.until(lambda r=reader: r.received >= expected) for reader in readers]  # type: ignore[misc]
-            await asyncio.gather(*sending, *arriving)
-            return (self.server.cpu_seconds - before) / (expected * scenario.copies) * 100_000
-
-    async def _connect(self, stack: AsyncExitStack) -> tuple[list[Client], list[tuple[str, Client]]]:
-        operator = DeviceId("bench-operator")
-        devices = [device for device in self.clients if device != operator]
-        readers: list[Client] = []
-        writers: list[tuple[str, Client]] = []
-        if self.scenario.subscribers == 1:
-            readers.append(await stack.enter_async_context(self._client(operator, "devices/+/up/#")))
-            for device in devices[: self.scenario.publishers]:
-                topic = f"devices/{device}/up/telemetry/climate"
-                writers.append((topic, await stack.enter_async_context(self._client(device, ""))))
-        else:
-            wanted = [self._client(device, "fleet/notices/#") for device in devices[: self.scenario.subscribers]]
-            readers.extend([await stack.enter_async_context(client) for client in wanted])
-            writers.append(("fleet/notices/bench", await stack.enter_async_context(self._client(operator, ""))))
-        return readers, writers
-
-    @asynccontextmanager
-    async def _client(self, device: DeviceId, topic_filter: str) -> AsyncIterator[Client]:
-        context = _fleet.client_context(self.home, self.clients[device])
-        transport, client = await asyncio.get_running_loop().create_connection(
-            Client, "127.0.0.1", self.server.port, ssl=context, server_hostname="localhost"
-        )
-        body = b"\x00\x04MQTT\x04\x02\x00\x00" + len(device).to_bytes(2, "big") + device.encode()
-        transport.write(b"\x10" + bytes((len(body),)) + body)
-        if topic_filter:
-            body = b"\0\1" + len(topic_filter).to_bytes(2, "big") + topic_filter.encode() + bytes((self.scenario.qos,))
-            transport.write(b"\x82" + bytes((len(body),)) + body)
-        try:
-            yield client
-        finally:
-            transport.abort()
-
-    async def _publish(self, client: Client, topic: str, count: int, pace: Pace) -> None:
-        qos, transport = self.scenario.qos, client.transport
-        assert transport is not None
-        name = len(topic).to_bytes(2, "big") + topic.encode()
-        length = bytes((len(name) + 2 * qos + len(_PAYLOAD),))
-        for begin in range(0, count, _BATCH):
-            ids = range(begin, min(begin + _BATCH, count))
-            frames = (
-                bytes((0x30 | qos << 1,)) + length + name + ((n % 65_535 + 1).to_bytes(2, "big") * qos) + _PAYLOAD
-                for n in ids
-            )
-            transport.write(b"".join(frames))
-            if qos:
-                await client.until(lambda at=begin: client.acknowledged > at - _WINDOW)  # type: ignore[misc]
-            await pace.keep(len(ids))
+def _able(name: str, contenders: Mapping[str, Contender]) -> list[Contender]:
+    return [c for c in contenders.values() if c.name != "amqtt" or name not in _NOT_AS_SHIPPED]

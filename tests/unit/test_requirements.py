@@ -35,9 +35,10 @@ def test_a_device_gets_the_versions_that_are_tested() -> None:
     assert installed <= tested
 
 
-def test_what_npm_installs_is_hashed_and_of_no_registry() -> None:
+@pytest.mark.parametrize("directory", ["tests/interop", "benchmarks/brokers"])
+def test_what_npm_installs_is_hashed_and_of_no_registry(directory: str) -> None:
     """The MQTT.js that tests talk to could be another, or would come from one registry only."""
-    path = DIRECTORY.parent / "tests" / "interop" / "package-lock.json"
+    path = DIRECTORY.parent / directory / "package-lock.json"
     asked = json.loads(path.with_name("package.json").read_text(encoding="utf-8"))["dependencies"]
     text = path.read_text(encoding="utf-8")
     packages = json.loads(text)["packages"]
