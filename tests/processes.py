@@ -72,8 +72,8 @@ def run(
 class Program:
     """One running program. Leaving the context sends SIGTERM, waits, kills if it must, and reaps.
 
-    A mosquitto_sub is killed at once: its signal handler calls into libmosquitto, and waits for itself for ever if the signal
-    came while the program was in there. One that is to disconnect in order is given -E or -C.
+    A mosquitto_sub is killed at once: its signal handler calls into libmosquitto, and waits for itself for ever if the
+    signal came while the program was in there. One that is to disconnect in order is given -E or -C.
     """
 
     def __init__(
