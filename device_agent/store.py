@@ -284,10 +284,15 @@ def _me() -> str:
 
 @contextlib.contextmanager
 def only_one(home: AgentHome) -> Iterator[None]:
-    """While this lasts no other agent runs on the home, nor joins. Raises: FleetError if one does."""
+    """While this lasts no other agent runs on the home, nor joins. Raises: FleetError if one does, or nobody can."""
     run = home.path / "run"
-    run.mkdir(mode=0o700, exist_ok=True)
-    file = os.open(run / "agent.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        run.mkdir(mode=0o700, exist_ok=True)
+        file = os.open(run / "agent.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise FleetError(
+            f"{home.path} cannot be written: {error.strerror or error}", hint="see what befell the disk: dmesg, df -h"
+        ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -254,6 +254,14 @@ def test_a_second_agent_on_one_home_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_a_home_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
+    """An SD card that has become read-only ends in a traceback."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "agent.lock").mkdir()  # root may write anywhere, but not into a folder
+    with pytest.raises(FleetError, match="cannot be written"), only_one(AgentHome(tmp_path)):
+        pass
+
+
 def test_no_identity_is_told_from_a_damaged_one(tmp_path: Path) -> None:
     """A device that only needs to enrol would be reported as broken, or the other way round."""
     home = AgentHome(tmp_path / "home")
