@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from enroll.registry import Transaction, identity
-from enroll.registry.records import LIVE, CertificateRecord, PrincipalRecord
+from enroll.registry.records import LIVE, CertificateRecord, CertificateState, PrincipalRecord
 from fleet.errors import Denied
 from fleet.identity import Serial, State
 
@@ -22,7 +22,7 @@ class NotAdmitted(Denied):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """An active principal and the live certificate it came with."""
+    """An active principal and the certificate it came with, which is live unless said otherwise."""
 
     record: PrincipalRecord
     certificate: CertificateRecord
@@ -34,6 +34,25 @@ def admit(transaction: Transaction, serial: Serial) -> Peer:
     The caller has verified the chain, so the serial is one of the fleet's client CA.
     Raises: NotAdmitted.
     """
+    return check_live(holder(transaction, serial))
+
+
+def check_live(peer: Peer) -> Peer:
+    """`peer` with a certificate that is good. Raises: NotAdmitted."""
+    if peer.certificate.state not in LIVE:
+        raise _ended(peer)
+    return peer
+
+
+def _ended(peer: Peer) -> NotAdmitted:
+    return NotAdmitted(f"this certificate of {peer.record.principal} is {peer.certificate.state}", hint=_ENROL_AGAIN)
+
+
+def holder(transaction: Transaction, serial: Serial) -> Peer:
+    """As `admit`, but a later certificate may have ended this one: then it is good for nothing, and tells of a copy.
+
+    Raises: NotAdmitted.
+    """
     certificate = identity.find_certificate(transaction, serial)
     if certificate is None or certificate.principal is None:
         raise NotAdmitted("the client certificate is not in the registry", hint=_ENROL_AGAIN)
@@ -43,6 +62,7 @@ def admit(transaction: Transaction, serial: Serial) -> Peer:
     if record.state is not State.ACTIVE:
         hint = f"enroll device resume {record.id}" if record.state is State.SUSPENDED else _ENROL_AGAIN
         raise NotAdmitted(f"{record.principal} is {record.state}", hint=hint)
-    if certificate.state not in LIVE or certificate.epoch != record.epoch:
-        raise NotAdmitted(f"this certificate of {record.principal} is {certificate.state}", hint=_ENROL_AGAIN)
-    return Peer(record, certificate)
+    peer = Peer(record, certificate)
+    if certificate.state not in (*LIVE, CertificateState.SUPERSEDED) or certificate.epoch != record.epoch:
+        raise _ended(peer)
+    return peer

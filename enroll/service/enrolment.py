@@ -10,6 +10,7 @@ from typing import Final
 from enroll import tokens
 from enroll.issuer import Issuer, client_names
 from enroll.registry import Registry, Transaction, identity, manufacturers, revocations
+from enroll.registry import lineage as lineage_rows
 from enroll.registry import tokens as token_rows
 from enroll.registry.records import (
     Approval,
@@ -20,11 +21,12 @@ from enroll.registry.records import (
     PrincipalRecord,
     TokenRecord,
 )
-from enroll.service import waiting
-from enroll.service.admission import NotAllowed, Peer, admit
+from enroll.service import admission, lineage, waiting
+from enroll.service.admission import NotAllowed, Peer
 from enroll.service.certification import Order, certify, key_digest
 from enroll.service.hardware import Hardware, certificate_of_key, claimant, claimed
 from enroll.service.issuance import Issued, given, issued, repeat, repeat_number, store
+from enroll.service.lineage import Forked
 from enroll.service.waiting import Asker, Waiting, Wanted
 from fleet import pki
 from fleet.errors import FleetError
@@ -40,7 +42,7 @@ _NOBODY_KNOWN: Final = Asker()
 
 
 @dataclass(frozen=True, slots=True)
-class _Certifiable:
+class Certifiable:
     """A request, and the digest of its key, which is looked up and stored."""
 
     csr: Csr
@@ -77,7 +79,7 @@ class Enrolment:
             except FleetError:
                 tokens.check_unspent(record, now)
                 raise
-            asked = _Certifiable(csr, key_digest(csr.public_key))
+            asked = Certifiable(csr, key_digest(csr.public_key))
             use = token_rows.use_of_key(transaction, record.id, asked.key)
             if use.redeemed is not None:
                 return repeat(transaction, use.redeemed, csr.device)
@@ -108,7 +110,7 @@ class Enrolment:
         Whether an id is taken is told to the admin, not to strangers. The role is device, and nothing is replaced.
         Raises: NotAllowed, TooManyWaiting, RegistryUnavailable.
         """
-        asked = _Certifiable(csr, key_digest(csr.public_key))
+        asked = Certifiable(csr, key_digest(csr.public_key))
         with self.registry.write() as transaction:
             found = waiting.find(transaction, asked.key, None, now)
             if found is not None and found.state is ApprovalState.ISSUED:
@@ -131,7 +133,7 @@ class Enrolment:
         the hardware come once more.
         Raises: NotAllowed, RegistryUnavailable.
         """
-        asked = _Certifiable(csr, key_digest(csr.public_key))
+        asked = Certifiable(csr, key_digest(csr.public_key))
         with self.registry.write() as transaction:
             found = claimed(transaction, hardware, csr.device)
             use = certificate_of_key(transaction, found, asked.key)
@@ -150,7 +152,7 @@ class Enrolment:
         self,
         transaction: Transaction,
         principal: PrincipalRecord,
-        asked: _Certifiable,
+        asked: Certifiable,
         now: datetime,
         token: TokenRecord | None,
         approval: ApprovalRecord | None,
@@ -168,43 +170,64 @@ class Enrolment:
             source["request"] = approval.id
         return issued(transaction, principal, certificate, now, **source)
 
-    def reenrol(self, serial: Serial, csr: Csr, now: datetime) -> Issued:
+    def reenrol(self, serial: Serial, csr: Csr, now: datetime, asker: Asker = _NOBODY_KNOWN) -> Issued:
         """The successor of the certificate that the peer came with: same names, a new key.
 
-        Both may connect until the successor is used to renew; a second successor ends the first. The same request
-        again gets the same certificate again.
-        Raises: NotAdmitted, NotAllowed, RegistryUnavailable.
+        Both may connect until the successor is confirmed or used to renew; a second successor ends the first. The same
+        request again gets the same certificate again. Once a successor is in use, whoever asks is another device.
+        Raises: NotAdmitted, NotAllowed, Forked, RegistryUnavailable.
         """
-        key = key_digest(csr.public_key)
+        asked = Certifiable(csr, key_digest(csr.public_key))
         with self.registry.write() as transaction:
-            peer = admit(transaction, serial)
-            if csr.device != peer.record.id:
-                raise NotAllowed(f"a certificate of {peer.record.id} cannot ask for {csr.device}", hint="keep the id")
-            live = identity.live_certificates_of(transaction, peer.record.id)
-            for certificate in live:
-                if certificate.key == key and certificate.parent == serial:
-                    return given(peer.record, certificate, is_repeated=True)
-            if identity.is_key_known(transaction, key):
-                raise NotAllowed("this key was certified before", hint=_NEW_KEY)
-            return self._succeed(transaction, peer, live, _Certifiable(csr, key), now)
+            outcome = self._reenrol(transaction, serial, asked, now, asker)
+        if isinstance(outcome, Forked):  # only now: the alarm must stay
+            raise outcome
+        return outcome
 
-    def _succeed(
-        self, transaction: Transaction, peer: Peer, live: list[CertificateRecord], asked: _Certifiable, now: datetime
+    def _reenrol(
+        self, transaction: Transaction, serial: Serial, asked: Certifiable, now: datetime, asker: Asker
+    ) -> Issued | Forked:
+        record = admission.holder(transaction, serial).record
+        if asked.csr.device != record.id:
+            raise NotAllowed(f"a certificate of {record.id} cannot ask for {asked.csr.device}", hint="keep the id")
+        live = identity.live_certificates_of(transaction, record.id)
+        for certificate in live:
+            if certificate.key == asked.key and certificate.parent == serial:
+                return given(record, certificate, is_repeated=True)
+        peer = lineage.admit_to_renew(transaction, serial, asker, now)
+        if isinstance(peer, Forked):
+            return peer
+        if identity.is_key_known(transaction, asked.key):
+            if lineage.was_replaced(transaction, peer, asked.key):
+                return lineage.freeze(transaction, peer, asker, now)
+            raise NotAllowed("this key was certified before", hint=_NEW_KEY)
+        return self.succeed(transaction, peer, live, asked, now, asker)
+
+    def succeed(
+        self,
+        transaction: Transaction,
+        peer: Peer,
+        live: list[CertificateRecord],
+        asked: Certifiable,
+        now: datetime,
+        asker: Asker = _NOBODY_KNOWN,
+        **source: str,
     ) -> Issued:
-        used = peer.certificate
+        """The successor of what `peer` came with, in the caller's transaction; of the others in `live` each ends."""
+        used, profile = peer.certificate, pki.PROFILES[peer.certificate.profile]
         ended = [certificate.serial for certificate in live if certificate.serial != used.serial]
         revocations.supersede(transaction, ended, now)
-        identity.set_certificate_states(transaction, [used.serial], CertificateState.CONFIRMED)
-        generation = 1 + max(certificate.generation for certificate in live)
-        profile = pki.PROFILES[used.profile]
+        lineage.note_use(transaction, used, asker, now)
+        generation = 1 + lineage_rows.last_generation(transaction, peer.record.id, peer.record.epoch)
         certificate = self._certify(transaction, peer.record, asked, profile, now, used.serial, generation)
-        return issued(transaction, peer.record, certificate, now, parent=used.serial)
+        lineage.note_origin(transaction, peer, certificate.serial, asker, now)
+        return issued(transaction, peer.record, certificate, now, parent=used.serial, **source)
 
     def _certify(
         self,
         transaction: Transaction,
         principal: PrincipalRecord,
-        asked: _Certifiable,
+        asked: Certifiable,
         profile: pki.Profile,
         now: datetime,
         parent: Serial | None = None,

@@ -9,12 +9,16 @@ from typing import Final
 from enroll import audit
 from enroll.registry import Registry, Transaction, endings, feed, identity, revocations
 from enroll.registry.records import LIVE, CertificateRecord, CertificateState
-from enroll.service.admission import Peer, admit
+from enroll.service import lineage
+from enroll.service.admission import Peer, admit, holder
+from enroll.service.lineage import Forked
+from enroll.service.waiting import Asker
 from fleet.identity import DeviceId, Principal, Serial
 
 GRACE: Final = timedelta(minutes=10)
 """How long a predecessor goes on: what else on the device has opened it (`mosquitto_pub`, a script) may finish."""
 _GRACE_OF_LIFE: Final = 10
+_NOBODY_KNOWN: Final = Asker()
 _ENDED_AT_ONCE: Final = 200  # a transaction keeps every device that enrols waiting
 
 
@@ -28,25 +32,37 @@ class Confirmed:
     ends_at: datetime | None
 
 
-def confirm(registry: Registry, serial: Serial, now: datetime) -> Confirmed:
+def confirm(registry: Registry, serial: Serial, now: datetime, asker: Asker = _NOBODY_KNOWN) -> Confirmed:
     """The holder of `serial` came with it, and wants it to be its only one soon. The same again changes nothing.
 
-    Raises: NotAdmitted, RegistryUnavailable.
+    Raises: NotAdmitted, Forked, RegistryUnavailable.
     """
     with registry.write() as transaction:
-        peer = admit(transaction, serial)
-        others = identity.live_certificates_of(transaction, peer.record.id)
-        older = [each for each in others if each.generation < peer.certificate.generation]
-        is_repeated = peer.certificate.state is CertificateState.CONFIRMED
-        if not is_repeated:
-            _confirm(transaction, peer, older, now)
-        ends = [end for each in older if (end := endings.planned(transaction, each.serial)) is not None]
-        return Confirmed(peer.record.principal, serial, is_repeated, max(ends, default=None))
+        outcome = _confirm_or_freeze(transaction, serial, now, asker)
+    if isinstance(outcome, Forked):  # only now: the alarm must stay
+        raise outcome
+    return outcome
 
 
-def _confirm(transaction: Transaction, peer: Peer, older: list[CertificateRecord], now: datetime) -> None:
+def _confirm_or_freeze(transaction: Transaction, serial: Serial, now: datetime, asker: Asker) -> Confirmed | Forked:
+    found = holder(transaction, serial)
+    if lineage.never_used(transaction, found.certificate):  # its holder uses it, and another one was given since
+        return lineage.freeze(transaction, found, asker, now)
+    peer = admit(transaction, serial)
+    others = identity.live_certificates_of(transaction, peer.record.id)
+    older = [each for each in others if each.generation < peer.certificate.generation]
+    is_repeated = peer.certificate.state is CertificateState.CONFIRMED
+    if not is_repeated:
+        if lineage.is_frozen(transaction, peer):
+            return Forked(peer.record.id, serial)
+        _confirm(transaction, peer, older, asker, now)
+    ends = [end for each in older if (end := endings.planned(transaction, each.serial)) is not None]
+    return Confirmed(peer.record.principal, serial, is_repeated, max(ends, default=None))
+
+
+def _confirm(transaction: Transaction, peer: Peer, older: list[CertificateRecord], asker: Asker, now: datetime) -> None:
     certificate = peer.certificate
-    identity.set_certificate_states(transaction, [certificate.serial], CertificateState.CONFIRMED)
+    lineage.note_use(transaction, certificate, asker, now)
     for each in older:
         endings.plan(transaction, each.serial, now + grace_of(each))
     audit.record(
