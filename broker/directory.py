@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import assert_never
@@ -43,23 +43,26 @@ def _open_serials(entry: Entry | None) -> frozenset[Serial]:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far the feed was followed."""
+    """How far the feed was followed; `mark` names the newest entry of the service's log, as it said itself."""
 
     feed: str
     seq: int
+    mark: str = field(default="", compare=False)
 
 
 class Directory:
     """All principals. An older line never wins over a newer one, in whatever order they come.
 
-    A snapshot replaces everything at once, when it is complete. A snapshot of another feed (a registry restored from a
-    backup) does not let in again whom this broker knows as revoked or removed: that takes a later entry, an admin's.
+    A snapshot replaces everything at once, when it is complete. A second one tells of another history: a registry that
+    was restored from a backup, or made anew. Whom this broker knows as revoked or removed is not let in again by it:
+    that takes a later entry or a new enrolment, both an admin's. `kept` is who stays out against the newest snapshot.
     """
 
     def __init__(self) -> None:
         self._entries: dict[DeviceId, Entry] = {}
         self._snapshot: dict[DeviceId, Entry] | None = None
         self._position: Position | None = None
+        self.kept: frozenset[DeviceId] = frozenset()
 
     @property
     def position(self) -> Position | None:
@@ -90,8 +93,8 @@ class Directory:
             case SnapshotStart():
                 self._snapshot = {}
                 return ()
-            case Current(feed, seq):
-                return self._apply_current(Position(feed, seq))
+            case Current(feed, seq, mark):
+                return self._apply_current(Position(feed, seq, mark))
             case _:
                 assert_never(line)
 
@@ -108,7 +111,7 @@ class Directory:
             self._snapshot[entry.principal.id] = entry
             return ()
         if self._position is not None and entry.seq > self._position.seq:
-            self._position = Position(self._position.feed, entry.seq)
+            self._position = replace(self._position, seq=entry.seq)
         return self.apply_found(entry)
 
     def _apply_current(self, position: Position) -> tuple[Change, ...]:
@@ -116,32 +119,32 @@ class Directory:
         if snapshot is None:
             if self._position is None or position.feed != self._position.feed:
                 raise InvalidInput("the directory feed began without a snapshot")
-            self._position = Position(position.feed, max(position.seq, self._position.seq))
+            self._position = replace(position, seq=max(position.seq, self._position.seq))
             return ()
-        merged = dict(self._merge(snapshot, position))
+        kept = dict(self._kept(snapshot, position))
+        self.kept, merged = frozenset(kept), {**snapshot, **kept}
         before, self._entries, self._position = self._entries, merged, position
         ids = sorted(before.keys() | merged.keys())
         changes = (Change(before.get(id_), merged.get(id_)) for id_ in ids)
         return tuple(change for change in changes if change.before != change.after)
 
-    def _merge(self, snapshot: Mapping[DeviceId, Entry], position: Position) -> Iterator[tuple[DeviceId, Entry]]:
-        is_same_feed = self._position is not None and self._position.feed == position.feed
-        yield from snapshot.items()
+    def _kept(self, snapshot: Mapping[DeviceId, Entry], position: Position) -> Iterator[tuple[DeviceId, Entry]]:
+        """Whoever stays out against a snapshot, as of its own number: any later entry wins."""
         for id_, known in self._entries.items():
             listed = snapshot.get(id_)
-            if is_same_feed:
-                # Found by serial, or seen on a stream that ran ahead of the snapshot: the newer one wins.
-                if known.seq > position.seq or (listed is not None and known.seq > listed.seq):
-                    yield id_, known
-            elif known.state in (State.REVOKED, State.REMOVED):
+            is_newer = listed is not None and (listed.state is known.state or listed.epoch > known.epoch)
+            if known.state in (State.REVOKED, State.REMOVED) and not is_newer:
                 yield id_, replace(known, seq=position.seq)
 
     def snapshot(self) -> tuple[FeedLine, ...]:
         """The whole view as lines of a feed; none before the first snapshot is complete."""
-        if self._position is None:
-            return ()
-        feed, seq = self._position.feed, self._position.seq
-        return (SnapshotStart(feed, seq), *self._entries.values(), Current(feed, seq))
+        current = self.current()
+        return () if current is None else (SnapshotStart(current.feed, current.seq), *self._entries.values(), current)
+
+    def current(self) -> Current | None:
+        """The line that says how far the feed was followed; None before the first snapshot is complete."""
+        at = self._position
+        return None if at is None else Current(at.feed, at.seq, at.mark)
 
 
 def load(path: Path) -> Directory:

@@ -100,7 +100,7 @@ class Feed:
 
     async def _follow(self, http: aiohttp.ClientSession) -> None:
         at, trust = self._position(), self._trust
-        query = {} if at is None else {"after": str(at.seq), "feed": at.feed}
+        query = {} if at is None else {"after": str(at.seq), "feed": at.feed, "log": at.mark}
         async with http.get(self._url(), params=query, allow_redirects=False, ssl=trust.context) as answer:
             await _check_status(answer)
             _log.info(event("directory.following", url=answer.url, after=query.get("after", "snapshot")))

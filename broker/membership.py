@@ -14,12 +14,13 @@ from typing import Final
 
 from broker.directory import Change, Directory, Journal
 from fleet import directory
-from fleet.directory import Entry, FeedLine
+from fleet.directory import Current, Entry, FeedLine
 from fleet.identity import DeviceId
 from fleet.logs import event
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS: Final = 5.0
+_TOLD_IDS: Final = 20
 _CUT_WITHIN_SECONDS: Final = 0.5  # half of what a revocation may take (DESIGN section 10)
 _STALE_SECONDS: Final = 900.0  # long enough to restart a service, too short to use a stolen operator in peace
 
@@ -58,7 +59,11 @@ class Membership:
     def take(self, line: FeedLine) -> None:
         """A line of the stream."""
         self._heard_at = self._monotonic()
+        before = self.directory.kept
         self._note(self.directory.apply(line))
+        if self.directory.kept and self.directory.kept is not before:
+            ids = " ".join(sorted(self.directory.kept)[:_TOLD_IDS])
+            _log.warning(event("directory.revocations_kept", count=len(self.directory.kept), ids=ids))
         if self.directory.position is not None:
             self._has_snapshot.set()
 
@@ -114,7 +119,7 @@ class Membership:
                 if is_rewrite:
                     await asyncio.to_thread(self._rewrite, self.directory.snapshot())
                 elif unsaved:
-                    await asyncio.to_thread(self._append, unsaved)
+                    await asyncio.to_thread(self._append, unsaved, self.directory.current())
             except BaseException:
                 self._is_rewrite_needed = True
                 raise
@@ -125,8 +130,9 @@ class Membership:
         if lines:
             self._journal.rewrite(map(directory.encode, lines))
 
-    def _append(self, entries: Sequence[Entry]) -> None:
-        self._journal.append(map(directory.encode, entries))
+    def _append(self, entries: Sequence[Entry], current: Current | None) -> None:
+        lines: list[FeedLine] = [*entries] if current is None else [*entries, current]
+        self._journal.append(map(directory.encode, lines))
 
 
 def _ignore(_change: Change) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from enroll.commits import Commits
-from enroll.registry import Registry, RegistryUnavailable, Transaction, feed
+from enroll.registry import Registry, RegistryUnavailable, Transaction, feed, log
 from enroll.service import NotAdmitted, admit
 from fleet import directory
 from fleet.directory import Current, SnapshotStart
@@ -26,10 +26,11 @@ _BATCH: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a follower is: all up to `seq` of the feed `feed`."""
+    """How far a follower is: all up to `seq` of the feed `feed`; the newest entry of the log was `mark` then."""
 
     feed: str
     seq: int
+    mark: str = ""
 
 
 def position_of(query: Mapping[str, str]) -> Position:
@@ -37,7 +38,7 @@ def position_of(query: Mapping[str, str]) -> Position:
     after = query.get("after", "0")
     if not (after.isascii() and after.isdigit() and len(after) < 19):
         raise InvalidInput(f"after={after[:40]!r} is not a sequence number", hint="leave it out to get a snapshot")
-    return Position(query.get("feed", ""), int(after))
+    return Position(query.get("feed", ""), int(after), query.get("log", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +80,15 @@ class DirectoryFeed:
         with self.registry.read() as transaction:
             check_broker(transaction, serial)
             present, head = feed.feed_id(transaction), feed.head(transaction)
-            if at.feed != present or (isinstance(at, Position) and at.seq > head):
+            if at.feed != present or (isinstance(at, Position) and not _is_ours(transaction, at, head)):
                 at = _Snapshot(present, head)
             if isinstance(at, _Snapshot):
                 return _page(transaction, at, head)
             changes = feed.changes(transaction, at.seq, _BATCH)
             lines = b"".join(map(directory.encode, changes.entries))
             reached = head if changes.is_all else changes.reached
-            return lines + directory.encode(Current(present, reached)), Position(present, reached), changes.is_all
+            current = Current(present, reached, log.mark(transaction))
+            return lines + directory.encode(current), Position(present, reached), changes.is_all
 
 
 def _page(transaction: Transaction, at: _Snapshot, head: int) -> tuple[bytes, Position | _Snapshot, bool]:
@@ -100,7 +102,13 @@ def _page(transaction: Transaction, at: _Snapshot, head: int) -> tuple[bytes, Po
         lines = directory.encode(SnapshotStart(at.feed, at.seq)) + lines
     if len(entries) == feed.PAGE_ENTRIES:
         return lines, replace(at, after=entries[-1].principal.id), False
-    return lines + directory.encode(Current(at.feed, at.seq)), Position(at.feed, at.seq), at.seq == head
+    current = Current(at.feed, at.seq, log.mark(transaction))
+    return lines + directory.encode(current), Position(at.feed, at.seq), at.seq == head
+
+
+def _is_ours(transaction: Transaction, at: Position, head: int) -> bool:
+    """Whether all that the follower has seen has happened here: not if this registry came from an older backup."""
+    return at.seq <= head and (not at.mark or log.holds(transaction, at.mark))
 
 
 def check_broker(transaction: Transaction, serial: Serial) -> None:

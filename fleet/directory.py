@@ -4,17 +4,20 @@
 
     {"type": "snapshot", "feed": ID, "seq": N}   what follows up to the next "current" is the whole directory at N
     {"type": "entry", "seq": N, "id": ..., "role": ..., "state": ..., "epoch": N, "serials": [hex, ...]}
-    {"type": "current", "feed": ID, "seq": N}    all up to N was sent; also the heartbeat, every HEARTBEAT_SECONDS
+    {"type": "current", "feed": ID, "seq": N, "log": MARK}    all up to N was sent; also the heartbeat, every
+                                                              HEARTBEAT_SECONDS
 
-A request with the present feed id and a sequence number that the service still has is answered without a snapshot.
-`feed` changes when the registry is restored or made anew: then brokers take a snapshot. `GET /v1/directory?serial=HEX`
+A request with the present feed id, a sequence number that the service still has and, as `log=MARK`, a mark that its log
+holds is answered without a snapshot. A registry that was made anew has another feed id; one that was restored from a
+backup has another log behind the backup, whatever its numbers are. So a broker that had followed this feed and is sent
+a snapshot knows that what it saw happen may be unknown to the service. `GET /v1/directory?serial=HEX`
 answers one entry line, or 404. An entry is the whole truth of one principal; the one with the higher `seq` wins.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 from fleet.errors import InvalidInput
@@ -55,10 +58,11 @@ class SnapshotStart:
 
 @dataclass(frozen=True, slots=True)
 class Current:
-    """The follower has all up to `seq`."""
+    """The follower has all up to `seq`. `mark` names the newest entry of the service's log by its number and digest."""
 
     feed: str
     seq: int
+    mark: str = field(default="", compare=False)
 
 
 FeedLine = Entry | SnapshotStart | Current
@@ -83,8 +87,8 @@ def _fields(line: FeedLine) -> dict[str, object]:
             }
         case SnapshotStart(feed, seq):
             return {"type": "snapshot", "feed": feed, "seq": seq}
-        case Current(feed, seq):
-            return {"type": "current", "feed": feed, "seq": seq}
+        case Current(feed, seq, mark):
+            return {"type": "current", "feed": feed, "seq": seq} | ({"log": mark} if mark else {})
         case _:
             assert_never(line)
 
@@ -108,7 +112,7 @@ def _decode(fields: dict[str, Any]) -> FeedLine:
         case {"type": "snapshot", "feed": str(feed), "seq": seq}:
             return SnapshotStart(_feed_id(feed), _count(seq))
         case {"type": "current", "feed": str(feed), "seq": seq}:
-            return Current(_feed_id(feed), _count(seq))
+            return Current(_feed_id(feed), _count(seq), _feed_id(fields.get("log", "")))
     raise ValueError("unknown line")
 
 
@@ -119,8 +123,8 @@ def _count(value: object) -> int:
     return value
 
 
-def _feed_id(value: str) -> str:
-    """It goes back as a part of a URL: a lone surrogate could not. Raises: ValueError."""
-    if not (value.isascii() and value.isprintable()):
+def _feed_id(value: object) -> str:
+    """A feed id or a mark. It goes back as a part of a URL: a lone surrogate could not. Raises: ValueError."""
+    if not (isinstance(value, str) and value.isascii() and value.isprintable()):
         raise ValueError("not a feed id")
     return value

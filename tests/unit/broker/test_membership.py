@@ -113,9 +113,29 @@ def test_changes_of_one_moment_are_kept_together(tmp_path: Path) -> None:
     for seq in range(2, 102):
         membership.take(entry(seq))
     asyncio.run(membership.save())
-    assert before + 100 == len(path.read_bytes().splitlines())
+    assert before + 101 == len(path.read_bytes().splitlines())  # and how far it was followed
     asyncio.run(membership.save())
-    assert before + 100 == len(path.read_bytes().splitlines())
+    assert before + 101 == len(path.read_bytes().splitlines())
+
+
+def test_how_far_it_was_followed_is_kept_with_what_changed(tmp_path: Path) -> None:
+    """After a restart the service could not tell that the broker has seen what a restored registry does not know."""
+    path = tmp_path / "directory.ndjson"
+    membership = taken(path)
+    for line in (entry(2, State.SUSPENDED), Current("f", 2, "17-ab")):
+        membership.take(line)
+    asyncio.run(membership.save())
+    found = load(path).position
+    assert found is not None
+    assert ("f", 2, "17-ab") == (found.feed, found.seq, found.mark)
+
+
+def test_whom_a_restored_registry_would_let_in_again_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An admin would not know that there is something to decide."""
+    membership = taken(tmp_path / "directory.ndjson")
+    for line in (entry(2, State.REVOKED), *SNAPSHOT, Current("f", 1)):
+        membership.take(line)
+    assert ["directory.revocations_kept count=1 ids=pump-07"] == caplog.messages
 
 
 def test_what_could_not_be_kept_is_kept_when_it_can(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from cryptography import x509
 from enroll import service
 from enroll.commits import Commits
 from enroll.directory import DirectoryFeed, Position, position_of
-from enroll.registry import Registry, feed
+from enroll.registry import Registry, feed, log
 from fleet import directory, pki
 from fleet.directory import Current, Entry, SnapshotStart
 from fleet.errors import InvalidInput
@@ -116,6 +116,31 @@ def test_a_follower_ahead_of_the_feed_gets_a_snapshot(office: Office) -> None:
     async def steps(source: DirectoryFeed) -> None:
         async with contextlib.aclosing(source.follow(broker_serial(office), ahead)) as chunks:
             assert isinstance((await read(chunks))[0], SnapshotStart)
+
+    following(office, steps)
+
+
+async def first_line(source: DirectoryFeed, office: Office, position: Position) -> directory.FeedLine:
+    async with contextlib.aclosing(source.follow(broker_serial(office), position)) as chunks:
+        return (await read(chunks))[0]
+
+
+def test_a_follower_of_a_history_that_is_lost_gets_a_snapshot(office: Office) -> None:
+    """A restored registry that has gone on would tell a broker half of what it does not know."""
+    office.enrolled("pump-07")
+    with office.registry.read() as transaction:
+        name, seq, mark = feed.feed_id(transaction), feed.head(transaction), log.mark(transaction)
+    office.enrolled("pump-08")
+    lost = f"{mark.partition('-')[0]}-{'0' * 32}"  # an entry with that number, and another one
+
+    async def steps(source: DirectoryFeed) -> None:
+        assert isinstance(await first_line(source, office, Position(name, seq, mark)), Entry)
+        for other in (lost, f"999-{'0' * 32}", "rubbish", "1-", f"{'9' * 30}-{'0' * 32}"):
+            assert isinstance(await first_line(source, office, Position(name, seq, other)), SnapshotStart), other
+        async with contextlib.aclosing(source.follow(broker_serial(office), Position(name, seq, mark))) as chunks:
+            *_, current = await read(chunks)
+        assert isinstance(current, Current)
+        assert isinstance(await first_line(source, office, Position(name, seq, current.mark)), Entry)
 
     following(office, steps)
 

@@ -34,6 +34,13 @@ def test_decode_is_the_inverse_of_encode(line: FeedLine) -> None:
     assert len(encoded) <= MAX_LINE_BYTES
 
 
+def test_the_mark_of_the_log_comes_through() -> None:
+    """A broker could not tell a restored registry from the one that it has followed."""
+    line = decode(encode(Current("f", 1, "17-ab")))
+    assert isinstance(line, Current)
+    assert "17-ab" == line.mark
+
+
 @given(st.binary(max_size=100))
 def test_garbage_raises_only_invalid_input(data: bytes) -> None:
     """A damaged snapshot or a hostile service ends the broker."""
@@ -45,6 +52,8 @@ def test_garbage_raises_only_invalid_input(data: bytes) -> None:
     "line",
     [
         b'{"type":"current","feed":"\\ud800","seq":1}',
+        b'{"type":"current","feed":"f","seq":1,"log":"\\ud800"}',
+        b'{"type":"current","feed":"f","seq":1,"log":1}',
         b'{"type":"snapshot","feed":"a\\nb","seq":1}',
         b'{"type":"current","feed":"f","seq":true}',
         b'{"type":"current","feed":"f","seq":-1}',
