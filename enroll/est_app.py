@@ -18,22 +18,36 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from cryptography import x509
 
 from enroll.csr_attributes import csr_attributes
 from enroll.issuer import IssuerEnding
+from enroll.nonces import Nonces, TooManySpent
 from enroll.outcomes import answer_of, asker_of, base64_answer
 from enroll.pacing import Pacer
 from enroll.rate_limit import RateLimit, Sparsely, network_of
 from enroll.registry import Registry, RegistryUnavailable, feed
 from enroll.registry import tokens as token_rows
-from enroll.service import Enrolment, NotAdmitted, NotAllowed, Peer, RequestDenied, TooManyWaiting, admit, hardware_of
+from enroll.service import (
+    Enrolment,
+    NotAdmitted,
+    NotAllowed,
+    Peer,
+    ProofRefused,
+    Recovery,
+    RequestDenied,
+    TooManyWaiting,
+    admit,
+    check_proof,
+    hardware_of,
+)
 from enroll.service.succession import confirm
 from enroll.tokens import TokenRefused, check_secret, check_unspent
-from fleet import directory, est
+from fleet import directory, est, recovery
+from fleet.config import DEFAULT_RECOVERY_GRACE
 from fleet.errors import Denied, FleetError, InvalidInput, NotFound, printable
 from fleet.est import Csr, EstRequest, EstResponse, InvalidCsr
 from fleet.identity import InvalidDeviceId, Role, Serial
@@ -46,6 +60,7 @@ _log = logging.getLogger(__name__)
 
 REFUSALS_PER_ADDRESS: Final = 30
 REFUSALS_PER_TOKEN: Final = 10
+RECOVERIES_PER_CERTIFICATE: Final = 30
 RETRY_SECONDS: Final = 30
 _BASIC: Final = 'Basic realm="enroll", charset="UTF-8"'
 _JSON: Final = "application/json"
@@ -86,6 +101,7 @@ _STATUSES: Final[tuple[tuple[type[FleetError], int], ...]] = (
     (_NoCertificate, 401),
     (InvalidToken, 401),
     (TokenRefused, 401),
+    (ProofRefused, 401),
     (InvalidCsr, 400),
     (InvalidDeviceId, 400),
     (WeakKey, 400),
@@ -108,6 +124,8 @@ def refusal(error: FleetError) -> EstResponse:
     match error:
         case _NoCertificate():
             headers["WWW-Authenticate"] = "Certificate"
+        case ProofRefused():
+            headers["WWW-Authenticate"] = recovery.SCHEME
         case _TooManyRefusals():
             headers["Retry-After"] = str(math.ceil(error.seconds))
         case RequestDenied():
@@ -128,7 +146,8 @@ class EstApp:
     """Answers requests. `handle` may block on the disk and is called from one thread at a time.
 
     `clock` is the time of day in UTC, `monotonic` seconds that never jump, `brokers` the addresses to connect to.
-    `is_pairing` lets devices ask without a token (DESIGN section 3).
+    `is_pairing` lets devices ask without a token (DESIGN section 3); `recovery_grace` is how long after its end a
+    certificate recovers by itself.
     """
 
     enrolment: Enrolment
@@ -137,13 +156,18 @@ class EstApp:
     clock: Callable[[], datetime]
     monotonic: Callable[[], float]
     is_pairing: bool = False
+    recovery_grace: timedelta = DEFAULT_RECOVERY_GRACE
     _by_address: RateLimit = field(default_factory=lambda: RateLimit(REFUSALS_PER_ADDRESS))
     _by_token: RateLimit = field(default_factory=lambda: RateLimit(REFUSALS_PER_TOKEN))
+    _by_certificate: RateLimit = field(default_factory=lambda: RateLimit(RECOVERIES_PER_CERTIFICATE))
     _told: Sparsely = field(default_factory=Sparsely)
     _pacer: Pacer = field(default_factory=Pacer)
+    _nonces: Nonces = field(init=False)
     _fixed: Mapping[str, EstResponse] = field(init=False)
 
     def __post_init__(self) -> None:
+        token_bytes = self.enrolment.token_bytes
+        self._nonces = Nonces(token_bytes(32), token_bytes, recovery.NONCE_SECONDS)
         ca_certificates = est.encode_certificates(self.certificates)
         self._fixed = {
             est.CACERTS: base64_answer(ca_certificates, est.PKCS7),
@@ -196,7 +220,7 @@ class EstApp:
             return self._refused(request, error)
 
     def _refused(self, request: EstRequest, error: FleetError) -> EstResponse:
-        if isinstance(error, InvalidToken | TokenRefused):
+        if isinstance(error, InvalidToken | TokenRefused | ProofRefused):
             network, now = network_of(request.address), self.monotonic()
             seconds = self._by_address.retry_after(network, now)
             self._by_address.count(network, now)
@@ -279,6 +303,30 @@ class EstApp:
             raise Denied(f"{peer.record.principal} may not read this", hint=f"it is for the role {role}")
         return peer
 
+    def _nonce(self, request: EstRequest) -> EstResponse:
+        """A number that whoever wants to recover signs; asking for it costs nobody anything."""
+        answer = recovery.encode_nonce(self._nonces.draw(self.monotonic()))
+        return EstResponse(200, answer, {"Content-Type": recovery.MEDIA_TYPE, "Cache-Control": "no-store"})
+
+    def _recover(self, request: EstRequest) -> EstResponse:
+        """The successor of an expired certificate, for the holder of its key."""
+        _check_body(request, recovery.MEDIA_TYPE)
+        claim, now = recovery.decode_claim(request.body), self.monotonic()
+        if not self._nonces.is_good(claim.nonce, now):
+            raise ProofRefused("the nonce is over, was used, or is not ours", hint=f"get another: {recovery.NONCE}")
+        check_proof(self.registry, claim)
+        if seconds := self._by_certificate.retry_after(claim.serial, now):
+            raise _TooManyRefusals(seconds)
+        self._by_certificate.count(claim.serial, now)
+        try:
+            self._nonces.spend(claim.nonce, now)
+        except TooManySpent:
+            raise TooManyWaiting("too many devices recover at once", hint="try again in a minute") from None
+        csr = est.parse_csr(claim.csr)
+        est.check_connection(csr, request.tls_unique)
+        recovering = Recovery(self.enrolment, self.recovery_grace)
+        return answer_of(recovering.recover(claim.serial, csr, self.clock(), asker_of(request)))
+
     @property
     def registry(self) -> Registry:
         return self.enrolment.registry
@@ -334,15 +382,16 @@ _ROUTES: Final[Mapping[str, tuple[str, Callable[[EstApp, EstRequest], EstRespons
     est.RENEWAL_INFO: ("GET", EstApp._renewal_info),
     est.CONFIRM: ("POST", EstApp._confirm),
     directory.PATH: ("GET", EstApp._directory_entry),
+    recovery.NONCE: ("GET", EstApp._nonce),
+    recovery.RECOVER: ("POST", EstApp._recover),
 }
 
 
-def _check_body(request: EstRequest) -> None:
+def _check_body(request: EstRequest, media_type: str = est.PKCS10) -> None:
     if len(request.body) > est.MAX_BODY_BYTES:
         raise too_large()
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != est.PKCS10:
-        raise _WrongType(f"the body is not {est.PKCS10}", hint=f"send it with Content-Type: {est.PKCS10}")
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != media_type:
+        raise _WrongType(f"the body is not {media_type}", hint=f"send it with Content-Type: {media_type}")
 
 
 def _serial_in(peer: bytes) -> Serial:

@@ -73,6 +73,7 @@ async def serving(
         ports.clock,
         ports.monotonic,
         is_pairing=config.enroll_pairing,
+        recovery_grace=config.recovery_grace,
     )
     renewal = Renewal(home, config, registry, cas, ports.token_bytes)
     renewal.renew_due(ports.clock())  # what ran out while nothing ran is good again before anyone looks

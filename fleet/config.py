@@ -19,9 +19,11 @@ from fleet.policy import DEFAULT_RULES, Action, Policy, Rule
 DEFAULT_ENROLL_LISTEN: Final = "0.0.0.0:8443"
 DEFAULT_BROKER_LISTEN: Final = "0.0.0.0:8883"
 DEFAULT_CRL_LISTEN: Final = "0.0.0.0:8080"
+DEFAULT_RECOVERY_GRACE: Final = timedelta(days=180)
 OFF: Final = "off"
 
 _LIFE: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
+_ENROLL_KEYS: Final = {"listen", "pairing", "life", "crl_listen", "recovery_grace"}
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -56,6 +58,7 @@ class FleetConfig:
     """What `enroll` and `broker` read from `fleet.toml`. `hosts` are the DNS names and IP addresses of both servers.
 
     `enroll_life`: by profile, how long a client's certificate lives; the profile's own life where it says nothing.
+    `recovery_grace`: for how long after its end a device's certificate recovers without an admin.
     """
 
     trust_domain: TrustDomain
@@ -69,6 +72,7 @@ class FleetConfig:
     broker_metrics: Address | None = None
     enroll_life: Mapping[str, timedelta] = field(default_factory=dict)
     crl_listen: CrlListen = DEFAULT_CRL
+    recovery_grace: timedelta = DEFAULT_RECOVERY_GRACE
 
 
 def load(text: str) -> FleetConfig:
@@ -100,7 +104,7 @@ class _Reader:
         if not hosts:
             self.problems.append("hosts names no host")
         crl_url = self._text("crl_url", self.table.get("crl_url"))
-        enroll_listen = self._listen("enroll", {"listen", "pairing", "life", "crl_listen"}, DEFAULT_ENROLL_LISTEN)
+        enroll_listen = self._listen("enroll", _ENROLL_KEYS, DEFAULT_ENROLL_LISTEN)
         broker_listen = self._listen("broker", {"listen", "limits", "metrics"}, DEFAULT_BROKER_LISTEN)
         rules = tuple(self._rules())
         if domain is None or enroll_listen is None or broker_listen is None:
@@ -109,7 +113,8 @@ class _Reader:
         policy = Policy(DEFAULT_RULES + rules)
         pairing, metrics, life = self._switch("enroll", "pairing"), self._metrics(), dict(self._lives())
         servers, crls = (enroll_listen, broker_listen), self._crl_listen()
-        return FleetConfig(domain, hosts, crl_url, *servers, limits, policy, pairing, metrics, life, crls)
+        grace = self._recovery_grace()
+        return FleetConfig(domain, hosts, crl_url, *servers, limits, policy, pairing, metrics, life, crls, grace)
 
     def _trust_domain(self) -> TrustDomain | None:
         try:
@@ -165,11 +170,24 @@ class _Reader:
             self.problems.append("enroll.life is not a table")
             return
         for profile, text in lives.items():
-            found = _LIFE.fullmatch(text) if isinstance(text, str) else None
-            if found is None:
-                self.problems.append(f"enroll.life.{profile} is not a duration like 90d, 24h or 60s")
-            else:
-                yield profile, timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+            if (life := self._duration(f"enroll.life.{profile}", text)) is not None:
+                yield profile, life
+
+    def _recovery_grace(self) -> timedelta:
+        table = self.table.get("enroll", {})
+        text = table.get("recovery_grace") if isinstance(table, dict) else None
+        if text is None:
+            return DEFAULT_RECOVERY_GRACE
+        if text == OFF:
+            return timedelta(0)
+        return self._duration("enroll.recovery_grace", text) or DEFAULT_RECOVERY_GRACE
+
+    def _duration(self, name: str, text: object) -> timedelta | None:
+        found = _LIFE.fullmatch(text) if isinstance(text, str) else None
+        if found is None:
+            self.problems.append(f"{name} is not a duration like 90d, 24h or 60s")
+            return None
+        return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
 
     def _limits(self) -> Limits:
         known = {field.name: type(field.default) for field in fields(Limits)}

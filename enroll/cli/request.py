@@ -30,6 +30,7 @@ from fleet.join import fingerprint
 if TYPE_CHECKING:
     from enroll.registry import Registry
     from enroll.registry.records import ApprovalRecord
+    from enroll.service import History
 
 IdsArgument = Annotated[list[str] | None, typer.Argument(metavar="[REQUEST]...", help="As request list shows it.")]
 MatchOption = Annotated[str | None, typer.Option(metavar="PATTERN", help="All for ids like this: 'pump-*'.")]
@@ -68,6 +69,8 @@ def _row(record: ApprovalRecord, moment: datetime) -> Row:
 
 
 def _by(record: ApprovalRecord) -> str:
+    if record.recovers is not None:
+        return f"recovery of {record.recovers}"
     return "pairing" if record.token is None else f"token {record.token}"
 
 
@@ -76,6 +79,7 @@ def _fields(record: ApprovalRecord) -> dict[str, Any]:
         "id": record.id,
         "device": record.device,
         "token": record.token,
+        "recovers": record.recovers,
         "state": record.state.value,
         "key_sha256": record.key.hex(),
         "address": record.address,
@@ -93,12 +97,13 @@ def show(
     output: OutputOption = Output.TABLE,
     home: HomeOption = None,
 ) -> None:
-    """Show one request."""
-    from enroll.service import find_request
+    """Show one request; of a device whose certificate has expired its history, too."""
+    from enroll.service import find_request, history
 
     moment = now()
     with open_registry(admin_home(home)) as registry:
         record = find_request(registry, id, moment)
+        past = history(registry, record, moment)
     shown = [
         ("request", record.id),
         ("for", record.device),
@@ -113,7 +118,40 @@ def show(
         ("decided by", record.decided_by or "-"),
         ("reason", record.reason or "-"),
     ]
-    print_one(output, Row(record.id, _fields(record), tuple(value for _, value in shown)), [name for name, _ in shown])
+    fields = _fields(record)
+    if past is not None:
+        shown += _history(past, moment)
+        fields |= _history_fields(past, moment)
+    print_one(output, Row(record.id, fields, tuple(value for _, value in shown)), [name for name, _ in shown])
+
+
+def _history(past: History, moment: datetime) -> list[tuple[str, str]]:
+    """What to look at before a device is let back in."""
+    rows = [("why", past.why(moment)), ("last seen", ago(past.last_seen, moment) if past.last_seen else "-")]
+    for each, ended in past.certificates:
+        state = f"{each.state}{'' if ended is None else f' on {minute(ended.at)}'}"
+        rows.append(
+            (f"cert {each.generation}", f"{each.serial} {state}, {minute(each.not_before)} to {minute(each.not_after)}")
+        )
+    return rows
+
+
+def _history_fields(past: History, moment: datetime) -> dict[str, Any]:
+    return {
+        "why": past.why(moment),
+        "last_seen": time_or_none(past.last_seen),
+        "certificates": [
+            {
+                "serial": each.serial,
+                "generation": each.generation,
+                "state": each.state.value,
+                "not_before": time_or_none(each.not_before),
+                "not_after": time_or_none(each.not_after),
+                "ended_at": time_or_none(None if ended is None else ended.at),
+            }
+            for each, ended in past.certificates
+        ],
+    }
 
 
 def approve(
@@ -189,7 +227,7 @@ class Which:
 
         return (
             record.state is ApprovalState.WAITING
-            and (self.is_pairing_meant or record.token is not None)
+            and (self.is_pairing_meant or not record.is_pairing)
             and (self.match is None or fnmatchcase(record.device, self.match))
             and (self.token is None or record.token == self.token)
         )

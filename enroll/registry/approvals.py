@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, or_, select, update
 
 from enroll.registry.records import ApprovalRecord, ApprovalState
 from enroll.registry.schema import approvals
 from enroll.registry.statement import Row, Statement, insert_into
-from fleet.identity import DeviceId
+from fleet.identity import DeviceId, Serial
 
 _COLUMNS: Final = (
     *("id", "token", "device", "key", "state", "address", "network", "hardware_serial", "model"),
-    *("created_at", "expires_at", "decided_by", "reason", "certificate"),
+    *("created_at", "expires_at", "decided_by", "reason", "certificate", "recovers"),
 )
 _CHANGING: Final = ("state", "expires_at", "decided_by", "reason", "certificate")
 _APPROVAL = select(*(approvals.c[name] for name in _COLUMNS))
 _IS_WAITING: Final = approvals.c.state == ApprovalState.WAITING.value
 _IS_OPEN: Final = or_(_IS_WAITING, approvals.c.state == ApprovalState.APPROVED.value)
 _IS_IN_TIME: Final = approvals.c.expires_at > bindparam("now")
-_IS_PAIRING: Final = approvals.c.token.is_(None)
+_IS_PAIRING: Final = and_(approvals.c.token.is_(None), approvals.c.recovers.is_(None))
 
 _BY_ID = Statement(_APPROVAL.where(approvals.c.id == bindparam("of")))
 _OF_KEY = Statement(_APPROVAL.where(approvals.c.key == bindparam("of")))
@@ -40,7 +40,7 @@ def _count(*conditions: ColumnElement[bool]) -> Statement:
     return Statement(select(func.count()).select_from(approvals).where(_IS_OPEN, _IS_IN_TIME, *conditions))
 
 
-_OPEN_WITH_TOKEN = _count(~_IS_PAIRING)
+_OPEN_PROVEN = _count(~_IS_PAIRING)
 _OPEN_PAIRINGS = _count(_IS_PAIRING)
 _OPEN_PAIRINGS_OF_NETWORK = _count(_IS_PAIRING, approvals.c.network == bindparam("network"))
 
@@ -67,10 +67,15 @@ def find(transaction: Connection, id: str) -> ApprovalRecord | None:
     return None if row is None else _approval(row)
 
 
-def find_of_key(transaction: Connection, key: bytes, token: str | None) -> ApprovalRecord | None:
-    """The request that the key with that SHA-256 made with the token, or as a pairing; past its time or not."""
+def find_of_key(
+    transaction: Connection, key: bytes, token: str | None, recovers: Serial | None = None
+) -> ApprovalRecord | None:
+    """The request of the key with that SHA-256 that came with the token or certificate, or as a pairing.
+
+    Past its time or not.
+    """
     found = (_approval(row) for row in _OF_KEY.all(transaction, of=key))
-    return next((record for record in found if record.token == token), None)
+    return next((record for record in found if (record.token, record.recovers) == (token, recovers)), None)
 
 
 def in_time(transaction: Connection, now: datetime) -> list[ApprovalRecord]:
@@ -88,9 +93,9 @@ def open_of_token(transaction: Connection, token: str, now: datetime) -> list[Ap
     return [_approval(row) for row in _OPEN_OF_TOKEN.all(transaction, of=token, now=now)]
 
 
-def count_open_with_token(transaction: Connection, now: datetime) -> int:
-    """How many requests with a token may still become a certificate."""
-    return _number(_OPEN_WITH_TOKEN.first(transaction, now=now))
+def count_open_proven(transaction: Connection, now: datetime) -> int:
+    """How many requests that are no pairings may still become a certificate."""
+    return _number(_OPEN_PROVEN.first(transaction, now=now))
 
 
 def count_open_pairings(transaction: Connection, now: datetime, network: str | None = None) -> int:
@@ -106,5 +111,7 @@ def _number(row: Row | None) -> int:
 
 
 def _approval(row: Row) -> ApprovalRecord:
-    name, token, device, key, state, *rest = row
-    return ApprovalRecord(name, token, DeviceId(device), key, ApprovalState(state), *rest)
+    fields: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
+    recovers = fields["recovers"]
+    fields |= {"device": DeviceId(fields["device"]), "state": ApprovalState(fields["state"])}
+    return ApprovalRecord(**fields | {"recovers": None if recovers is None else Serial(recovers)})

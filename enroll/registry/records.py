@@ -133,8 +133,9 @@ class ApprovalState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ApprovalRecord:
-    """A request for the id `device` with the key whose SHA-256 is `key`; without a token it is a pairing.
+    """A request for the id `device` with the key whose SHA-256 is `key`.
 
+    It comes with a token, or from the holder of the expired certificate `recovers`; without either it is a pairing.
     `hardware_serial` and `model` are what the device says of itself. `network` is what counts as one address.
     """
 
@@ -152,6 +153,12 @@ class ApprovalRecord:
     decided_by: str = ""
     reason: str = ""
     certificate: int | None = None
+    recovers: Serial | None = None
+
+    @property
+    def is_pairing(self) -> bool:
+        """Whether nothing but the admin's eyes stands for it."""
+        return self.token is None and self.recovers is None
 
     @property
     def is_open(self) -> bool:

@@ -178,13 +178,15 @@ approvals: Final = Table(
     Column("decided_by", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("certificate", ForeignKey("certificates.number"), nullable=True),
+    Column("recovers", ForeignKey("certificates.serial"), nullable=True),
     Index(None, "key"),
     Index(None, "device"),
     Index(None, "token"),
     Index(None, "expires_at"),
     sqlite_with_rowid=False,
 )
-"""Requests that an admin has to approve: with a token that says so, or without any (pairing: `token` is NULL)."""
+"""Requests that an admin has to approve: with a token that says so, by the key of a certificate that expired, or
+neither (pairing)."""
 
 manufacturer_cas: Final = Table(
     "manufacturer_cas",

@@ -5,6 +5,8 @@
 `decisions`       requests, find_request, check_approvable, approve, deny
 `manufacturers`   add_manufacturer, remove_manufacturer, trusted_manufacturers; add_claims, claims, remove_claim, ...
 `enrolment`       Enrolment: enrol, pair, claim, reenrol (needs the CA; the others do not)
+`recovery`        check_proof, Recovery: recover (a device whose certificate has expired); needs the CA, too
+`recoverable`     recoverable, history: whose certificate that is, and what an admin wants to know
 `succession`      confirm, end_due: a renewed certificate's predecessor ends after a grace
 `waiting`         what waits for an admin; `hardware` what a manufacturer proves; both within `enrolment`
 `revocation`      revoke_certificate, revoke_some_issued, count_issued, find_certificate
@@ -39,6 +41,8 @@ from enroll.service.manufacturers import (
     remove_manufacturer,
     trusted_manufacturers,
 )
+from enroll.service.recoverable import History, history
+from enroll.service.recovery import ProofRefused, Recovery, check_proof
 from enroll.service.revocation import (
     Ended,
     count_issued,
@@ -54,11 +58,14 @@ __all__ = [
     "Ended",
     "Enrolment",
     "Hardware",
+    "History",
     "Invitation",
     "Issued",
     "NotAdmitted",
     "NotAllowed",
     "Peer",
+    "ProofRefused",
+    "Recovery",
     "RequestDenied",
     "TooManyWaiting",
     "Waiting",
@@ -71,6 +78,7 @@ __all__ = [
     "check_claims",
     "check_known",
     "check_orders",
+    "check_proof",
     "claims",
     "count_issued",
     "deny",
@@ -78,6 +86,7 @@ __all__ = [
     "find_certificate",
     "find_request",
     "hardware_of",
+    "history",
     "invite",
     "invite_all",
     "new_claim",

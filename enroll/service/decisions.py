@@ -11,6 +11,7 @@ from enroll.registry import Registry, Transaction, approvals, identity
 from enroll.registry import tokens as token_rows
 from enroll.registry.records import ApprovalRecord, ApprovalState, TokenRecord
 from enroll.service.invitations import check_usable
+from enroll.service.recoverable import recoverable
 from enroll.service.waiting import denied, life_of, log_fields
 from fleet.errors import Denied, InvalidInput, NotFound
 from fleet.identity import Role
@@ -50,7 +51,7 @@ def approve(registry: Registry, id: str, *, by: str, now: datetime) -> ApprovalR
         if found.state in (ApprovalState.APPROVED, ApprovalState.ISSUED):
             return found
         token = _check(transaction, found, now)
-        decided = replace(found, state=ApprovalState.APPROVED, decided_by=by, expires_at=now + life_of(token))
+        decided = replace(found, state=ApprovalState.APPROVED, decided_by=by, expires_at=now + life_of(found, token))
         approvals.change(transaction, decided)
         audit.record(transaction, now, "request.approved", **log_fields(decided), by=by)
         return decided
@@ -79,8 +80,11 @@ def _check(transaction: Transaction, found: ApprovalRecord, now: datetime) -> To
     token = None if found.token is None else token_rows.find_token(transaction, found.token)
     if token is not None:
         _check_token(transaction, token, now)
-    role, replaces = (Role.DEVICE, False) if token is None else (token.role, token.replace)
-    check_usable(transaction, found.device, role, replaces=replaces)
+    if found.recovers is not None:
+        recoverable(transaction, found.recovers)
+    else:
+        role, replaces = (Role.DEVICE, False) if token is None else (token.role, token.replace)
+        check_usable(transaction, found.device, role, replaces=replaces)
     if identity.is_key_known(transaction, found.key):
         raise Denied(f"the key of request {found.id} was certified before", hint="the device has to make a new one")
     for other in approvals.open_of_device(transaction, found.device, now):

@@ -17,16 +17,18 @@ from enroll.registry import Transaction, approvals
 from enroll.registry.records import ApprovalRecord, ApprovalState, TokenRecord
 from enroll.service.admission import NotAllowed
 from fleet.errors import FleetError
-from fleet.identity import DeviceId, Role
+from fleet.identity import DeviceId, Role, Serial
 
 LIFE: Final = timedelta(days=7)
 LIFE_OF_OTHER_ROLES: Final = timedelta(hours=1)  # as their tokens, DESIGN section 11
 PAIRING_LIFE: Final = timedelta(minutes=15)  # DESIGN section 3
 KEPT_ISSUED: Final = timedelta(days=7)  # so long a device may ask again for an answer that got lost
 MAX_WITH_TOKEN: Final = 10_000
+MAX_RECOVERIES_OF_DEVICE: Final = 3  # as with a token, for the same reason
 SPARE_OF_TOKEN: Final = 3  # a device that was set up anew while it waited has another key
 MAX_PAIRINGS: Final = 100
 MAX_PAIRINGS_OF_NETWORK: Final = 10
+_DECIDES: Final = "an admin decides: enroll request list"
 _ID_BYTES: Final = 5
 _SOONEST: Final = timedelta(seconds=2)
 _LATEST: Final = timedelta(minutes=5)
@@ -53,12 +55,20 @@ class Asker:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked for: a certificate for `device` and the key with that SHA-256, by a token or as a pairing."""
+    """What is asked for: a certificate for `device` and the key with that SHA-256.
+
+    By a token, by the key of the expired certificate `recovers`, or as a pairing.
+    """
 
     device: DeviceId
     key: bytes
     token: TokenRecord | None
     asker: Asker
+    recovers: Serial | None = None
+
+    @property
+    def is_pairing(self) -> bool:
+        return self.token is None and self.recovers is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +82,18 @@ class Waiting:
     is_new: bool
 
 
-def life_of(token: TokenRecord | None) -> timedelta:
+def life_of(wanted: Wanted | ApprovalRecord, token: TokenRecord | None) -> timedelta:
     """How long a request may wait for an admin, and then how long its approval waits for the device."""
-    if token is None:
+    if wanted.is_pairing:
         return PAIRING_LIFE
-    return LIFE if token.role is Role.DEVICE else LIFE_OF_OTHER_ROLES
+    return LIFE if token is None or token.role is Role.DEVICE else LIFE_OF_OTHER_ROLES
 
 
-def find(transaction: Transaction, key: bytes, token: str | None, now: datetime) -> ApprovalRecord | None:
+def find(
+    transaction: Transaction, key: bytes, token: str | None, now: datetime, recovers: Serial | None = None
+) -> ApprovalRecord | None:
     """What became of the request of that key, if its time has not come."""
-    found = approvals.find_of_key(transaction, key, token)
+    found = approvals.find_of_key(transaction, key, token, recovers)
     return found if found is not None and found.expires_at > now else None
 
 
@@ -130,7 +142,8 @@ def denied(transaction: Transaction, found: ApprovalRecord, reason: str, by: str
 def log_fields(record: ApprovalRecord) -> dict[str, str]:
     """What the audit log says of a request."""
     fields = {"request": record.id, "device": record.device, "key": record.key.hex(), "address": record.address}
-    return fields if record.token is None else fields | {"token": record.token}
+    proofs = {"token": record.token, "recovers": record.recovers}
+    return fields | {name: str(proof) for name, proof in proofs.items() if proof is not None}
 
 
 def _made(
@@ -150,33 +163,37 @@ def _made(
         asker.hardware_serial,
         asker.model,
         now,
-        now + life_of(wanted.token),
+        now + life_of(wanted, wanted.token),
+        recovers=wanted.recovers,
     )
     approvals.add(transaction, record)
-    if wanted.token is not None:  # a stranger writes no log that is kept for ever
+    if not wanted.is_pairing:  # a stranger writes no log that is kept for ever
         audit.record(transaction, now, "request.made", **log_fields(record))
     return record
 
 
 def _check_room(transaction: Transaction, wanted: Wanted, now: datetime) -> None:
     """Raises: TooManyWaiting."""
-    if wanted.token is None:
+    if wanted.is_pairing:
         is_full = approvals.count_open_pairings(transaction, now) >= MAX_PAIRINGS
         of_network = approvals.count_open_pairings(transaction, now, wanted.asker.network)
         if is_full or of_network >= MAX_PAIRINGS_OF_NETWORK:
             raise TooManyWaiting("too many devices wait to be paired", hint="try again in some minutes")
         return
-    of_token = len(approvals.open_of_token(transaction, wanted.token.id, now))
-    if of_token >= wanted.token.uses_left + SPARE_OF_TOKEN:
-        raise TooManyWaiting(
-            "as many requests wait as the token has uses", hint="an admin decides: enroll request list"
-        )
-    if approvals.count_open_with_token(transaction, now) >= MAX_WITH_TOKEN:
-        raise TooManyWaiting("too many requests wait for an admin", hint="an admin decides: enroll request list")
+    if wanted.token is not None:
+        of_token = len(approvals.open_of_token(transaction, wanted.token.id, now))
+        if of_token >= wanted.token.uses_left + SPARE_OF_TOKEN:
+            raise TooManyWaiting("as many requests wait as the token has uses", hint=_DECIDES)
+    else:
+        of_device = approvals.open_of_device(transaction, wanted.device, now)
+        if sum(each.recovers is not None for each in of_device) >= MAX_RECOVERIES_OF_DEVICE:
+            raise TooManyWaiting(f"too many requests of {wanted.device} wait for an admin", hint=_DECIDES)
+    if approvals.count_open_proven(transaction, now) >= MAX_WITH_TOKEN:
+        raise TooManyWaiting("too many requests wait for an admin", hint=_DECIDES)
 
 
 def _waiting(record: ApprovalRecord, now: datetime, *, is_new: bool) -> Waiting:
     """Who has waited for long is asked to come less often: a tenth of its age, within bounds."""
-    latest = _LATEST_PAIRING if record.token is None else _LATEST
+    latest = _LATEST_PAIRING if record.is_pairing else _LATEST
     retry = min(max((now - record.created_at) / 10, _SOONEST), latest)
     return Waiting(record.id, record.device, record.key, retry, is_new)

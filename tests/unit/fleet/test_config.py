@@ -67,6 +67,16 @@ def test_lives_are_durations_by_profile() -> None:
             load(_GOOD + f"[enroll.life]\n{bad}\n")
 
 
+def test_the_grace_of_recovery_is_a_duration_or_off() -> None:
+    """Devices would come back by themselves for longer than the admin wants, or never."""
+    assert timedelta(days=180) == load(_GOOD).recovery_grace
+    assert timedelta(days=30) == load(_GOOD + '[enroll]\nrecovery_grace = "30d"\n').recovery_grace
+    assert timedelta(0) == load(_GOOD + '[enroll]\nrecovery_grace = "off"\n').recovery_grace
+    for bad in ('"30"', "30", '"0d"', "true"):
+        with pytest.raises(InvalidInput, match=r"enroll\.recovery_grace is not a duration"):
+            load(_GOOD + f"[enroll]\nrecovery_grace = {bad}\n")
+
+
 def test_every_problem_is_reported_at_once() -> None:
     """An admin mends one line a try."""
     with pytest.raises(InvalidInput) as caught:
