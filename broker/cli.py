@@ -32,7 +32,7 @@ from broker.metrics import PATH, MetricsServer
 from broker.trust import ClientTrust, load_client_trust, load_trust
 from fleet import config
 from fleet.config import Address, FleetConfig
-from fleet.errors import Denied, FleetError, NotFound, reason_of, report
+from fleet.errors import Denied, FleetError, NotFound, reason_of, report, usage_report
 from fleet.identity import Server
 from fleet.layout import AdminHome, IdentityFiles, RunFile
 from fleet.logs import event, log_to
@@ -83,13 +83,17 @@ def _log_to_stderr() -> None:
 def main() -> int:
     """Run the command line; its exit status."""
     try:
-        app()
+        status = app(prog_name="broker", standalone_mode=False)
     except FleetError as error:
         print(report(error), file=sys.stderr)
         return error.exit_code
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 1
-    return 0
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        print(usage_report(error.format_message(), "" if context is None else context.command_path), file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    return status if isinstance(status, int) else 0
 
 
 def _default_home() -> Path:

@@ -64,6 +64,15 @@ class TimedOut(FleetError):
     exit_code = 7
 
 
+def usage_report(message: str, command: str) -> str:
+    """What a library that parses command lines found wrong, as `report` would say it; help that it gives stays help."""
+    if message.startswith("Usage:"):  # a noun without its verb
+        return message
+    said = message.rstrip(".").replace("Value error, ", "")  # pydantic's, which typer lets through
+    error = f"error: {printable(said[:1].lower() + said[1:])}"
+    return f"{error}\nhint: {command} --help" if command else error
+
+
 def reason_of(error: OSError | ValueError) -> str:
     """Why a file cannot be read or written, for a message that has its name already."""
     if isinstance(error, UnicodeError):

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from enroll.cli.app import app
-from fleet.errors import FleetError, printable, report
+from fleet.errors import FleetError, report, usage_report
 from fleet.streams import escape_unencodable
 
 
@@ -31,14 +31,8 @@ def main() -> int:
 
 
 def _report_usage(error: typer.TyperException) -> int:
-    message, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
-    if message.startswith("Usage:"):  # a noun without its verb: the message is the help
-        print(error.format_message(), file=sys.stderr)
-        return 2
-    message = message.replace("Value error, ", "")  # pydantic's, which typer lets through
-    print(f"error: {printable(message[:1].lower() + message[1:])}", file=sys.stderr)
-    if context is not None:
-        print(f"hint: {context.command_path} --help", file=sys.stderr)
+    context = getattr(error, "ctx", None)
+    print(usage_report(error.format_message(), "" if context is None else context.command_path), file=sys.stderr)
     return 2
 
 

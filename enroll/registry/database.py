@@ -15,7 +15,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from enroll.registry.commits import CommitMark
-from fleet.errors import FleetError
+from fleet.errors import FleetError, reason_of
 
 _BUSY_SECONDS: Final = 10.0
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -40,7 +40,12 @@ class Registry:
 
         Raises: RegistryUnavailable; FleetError if a newer release wrote it.
         """
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise RegistryUnavailable(
+                f"the registry cannot be opened: {reason_of(error)}", hint=f"it must be writable: {path}"
+            ) from error
         registry = cls(_sqlite_engine(path))
         try:
             registry.migrate()

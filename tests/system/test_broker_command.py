@@ -52,6 +52,19 @@ def test_it_is_ready_without_the_service_when_it_has_a_snapshot(home: AdminHome)
     assert f"broker: ready mqtts://127.0.0.1:{port}\n" == broker.stdout
 
 
+def test_a_wrong_command_line_is_said_in_two_lines() -> None:
+    """Whoever mistypes an option reads a library's own words, unlike those of every other program of the fleet."""
+    for words, error in (
+        (("serve", "--engin", "x"), "error: no such option: --engin"),
+        (("join",), "error: no such command 'join'"),
+    ):
+        done = run("broker", *words)
+        assert (2, "") == (done.returncode, done.stdout)
+        assert done.stderr.startswith(f"{error}\nhint: broker")
+    assert 0 == run("broker", "--help").returncode
+    assert 0 == run("broker", "serve", "--help").returncode
+
+
 def test_the_run_file_tells_the_advertised_name_and_the_real_port(home: AdminHome) -> None:
     """`/v1/config` and dispatch would look for the broker in the wrong place."""
     with start_broker(home) as broker:

@@ -11,7 +11,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from enroll.registry import Registry
+from enroll.registry import Registry, RegistryUnavailable
 from enroll.registry.schema import metadata
 from fleet.errors import FleetError
 
@@ -76,3 +76,10 @@ def test_a_file_that_is_no_registry_is_said_so(tmp_path: Path) -> None:
     path.write_bytes(b"rubbish" * 1000)
     with pytest.raises(FleetError):
         Registry.open(path)
+
+
+def test_a_registry_that_cannot_be_opened_is_said_so(tmp_path: Path) -> None:
+    """A disk that has become read-only ends every command in a traceback."""
+    (tmp_path / "registry.db").mkdir()  # root may write anywhere, but not into a folder
+    with pytest.raises(RegistryUnavailable, match="cannot be opened"):
+        Registry.open(tmp_path / "registry.db")
