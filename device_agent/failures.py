@@ -29,6 +29,7 @@ class Cause(StrEnum):
     BAD_ANSWER = "bad-answer"
     NO_BROKER = "no-broker"
     LOCAL = "local"
+    USED_TWICE = "identity-used-twice"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,10 @@ _TEXTS: dict[Cause, tuple[str, str]] = {
         "compare `date` with the real time; then enrol again: enroll token create --device {who} --replace",
     ),
     Cause.REFUSED: ("{peer} refuses {who}: revoked, suspended or unknown there ({detail})", _ASK_ADMIN),
+    Cause.USED_TWICE: (
+        "two devices use the identity of {who}: {peer} has an admin decide which one is right ({detail})",
+        "tell an admin: enroll device show {who}; until then neither gets a new certificate",
+    ),
     Cause.CLOSED: (
         "{peer} closes the connection before it answers: it may not admit {who} ({detail})",
         _ASK_ADMIN,

@@ -10,8 +10,9 @@ from typing import Final, assert_never
 
 from enroll.rate_limit import Sparsely
 from enroll.registry import Registry, RegistryUnavailable, Transaction, identity, messaging
-from enroll.registry.records import CommandRecord, CommandState, PresenceRecord
+from enroll.registry.records import CommandRecord, CommandState, PresenceRecord, PrincipalRecord
 from enroll.reports import HelloSeen, Report, ResultSeen, StatusSeen
+from enroll.service.starts import Start, heard
 from fleet.errors import NotFound
 from fleet.identity import DeviceId
 from fleet.logs import event
@@ -153,11 +154,8 @@ def record(transaction: Transaction, report: Report, now: datetime) -> tuple[New
     match report:
         case StatusSeen():
             return _record_status(transaction, report, now)
-        case HelloSeen(device, agent_version):
-            before = messaging.find_presence(transaction, _known(transaction, device))
-            since = before.changed_at if before is not None and before.is_online else now
-            messaging.set_presence(transaction, device, PresenceRecord(True, "", agent_version, since, now))
-            return ()
+        case HelloSeen():
+            return _record_hello(transaction, report, now)
         case ResultSeen(device, command_id, result):
             is_news = messaging.record_result(transaction, device, command_id, result, now)
             if is_news is None:
@@ -167,6 +165,16 @@ def record(transaction: Transaction, report: Report, now: datetime) -> tuple[New
             return (News(f"{name} {command_id}", name, fields),) if is_news else ()
         case _:
             assert_never(report)
+
+
+def _record_hello(transaction: Transaction, report: HelloSeen, now: datetime) -> tuple[News, ...]:
+    principal = _principal(transaction, report.device)
+    before = messaging.find_presence(transaction, report.device)
+    since = before.changed_at if before is not None and before.is_online else now
+    messaging.set_presence(transaction, report.device, PresenceRecord(True, "", report.agent_version, since, now))
+    start = Start(report.boot, report.seq, report.serial, report.hardware)
+    alarms = heard(transaction, principal, start, now) if report.boot else []
+    return tuple(News(f"{kind} {report.device}", f"alarm.{kind}", {"device": report.device}) for kind in alarms)
 
 
 def _record_status(transaction: Transaction, report: StatusSeen, now: datetime) -> tuple[News, ...]:
@@ -197,6 +205,11 @@ def _cut(text: object) -> str:
 
 
 def _known(transaction: Transaction, device: DeviceId) -> DeviceId:
-    if identity.find_principal(transaction, device) is None:
+    return _principal(transaction, device).id
+
+
+def _principal(transaction: Transaction, device: DeviceId) -> PrincipalRecord:
+    found = identity.find_principal(transaction, device)
+    if found is None:
         raise NotFound(f"there is no {device}")
-    return device
+    return found

@@ -40,10 +40,11 @@ from enroll.service import (
     Recovery,
     RequestDenied,
     TooManyWaiting,
-    admit,
     check_proof,
     hardware_of,
 )
+from enroll.service.admission import check_live, holder
+from enroll.service.lineage import Forked, check_may_renew, check_not_ended, is_frozen
 from enroll.service.succession import confirm
 from enroll.tokens import TokenRefused, check_secret, check_unspent
 from fleet import directory, est, recovery
@@ -130,6 +131,8 @@ def refusal(error: FleetError) -> EstResponse:
             headers["Retry-After"] = str(math.ceil(error.seconds))
         case RequestDenied():
             headers[est.REQUEST_HEADER] = "denied"
+        case Forked():
+            headers[est.PROBLEM_HEADER] = est.IDENTITY_USED_TWICE
         case _ if status == 401:
             headers["WWW-Authenticate"] = _BASIC
         case _ if status == 503:
@@ -225,6 +228,8 @@ class EstApp:
             seconds = self._by_address.retry_after(network, now)
             self._by_address.count(network, now)
             return refusal(_TooManyRefusals(seconds) if seconds else error)
+        if isinstance(error, Forked) and error.is_new:
+            _log.error(event("identity.used_twice", device=error.device, serial=error.serial, address=request.address))
         return refusal(error)
 
     def _log_refusal(self, request: EstRequest, response: EstResponse) -> None:
@@ -288,19 +293,24 @@ class EstApp:
 
     def _simple_reenroll(self, request: EstRequest) -> EstResponse:
         _check_body(request)
-        peer = self.admitted(request)
-        return answer_of(self.enrolment.reenrol(peer.certificate.serial, _csr_in(request), self.clock()))
+        serial = self._holder(request).certificate.serial
+        return answer_of(self.enrolment.reenrol(serial, _csr_in(request), self.clock(), asker_of(request)))
 
     def admitted(self, request: EstRequest, role: Role | None = None) -> Peer:
         """Who asks, decided anew for every request. Raises: _NoCertificate, NotAdmitted, Denied."""
+        peer = check_live(self._holder(request))
+        if role is not None and peer.record.principal.role is not role:
+            raise Denied(f"{peer.record.principal} may not read this", hint=f"it is for the role {role}")
+        return peer
+
+    def _holder(self, request: EstRequest) -> Peer:
+        """Who asks, maybe with a certificate that a later one has ended. Raises: _NoCertificate, NotAdmitted."""
         if request.peer is None:
             raise _NoCertificate("this needs a client certificate", hint="connect with the fleet's certificate and key")
         with self.registry.read() as transaction:
-            peer = admit(transaction, _serial_in(request.peer))
+            peer = holder(transaction, _serial_in(request.peer))
         if peer.certificate.der != request.peer:  # TLS verified it, but maybe up to a manufacturer's CA
             raise NotAdmitted("the client certificate is not one that the fleet gave", hint="use it to enrol only")
-        if role is not None and peer.record.principal.role is not role:
-            raise Denied(f"{peer.record.principal} may not read this", hint=f"it is for the role {role}")
         return peer
 
     def _nonce(self, request: EstRequest) -> EstResponse:
@@ -332,18 +342,29 @@ class EstApp:
         return self.enrolment.registry
 
     def _config(self, request: EstRequest) -> EstResponse:
-        peer = self.admitted(request)
-        limits = {"max_telemetry_bytes": MAX_TELEMETRY_BYTES}
-        return _json({"v": 1, "brokers": list(self.brokers()), "groups": list(peer.record.groups), "limits": limits})
+        peer = self._holder(request)
+        check_not_ended(self.registry, peer, asker_of(request), self.clock())
+        fields: dict[str, object] = {
+            "v": 1,
+            "brokers": list(self.brokers()),
+            "groups": list(check_live(peer).record.groups),
+            "limits": {"max_telemetry_bytes": MAX_TELEMETRY_BYTES},
+        }
+        with self.registry.read() as transaction:
+            if is_frozen(transaction, peer):
+                fields["problem"] = est.IDENTITY_USED_TWICE
+        return _json(fields)
 
     def _renewal_info(self, request: EstRequest) -> EstResponse:
         """How long the peer is to wait before it renews, because others do."""
-        serial = self.admitted(request).certificate.serial
-        return _json({"v": 1, "wait_seconds": round(self._pacer.wait_seconds(serial, self.monotonic()), 3)})
+        peer = self._holder(request)
+        check_may_renew(self.registry, peer, asker_of(request), self.clock())
+        wait_seconds = self._pacer.wait_seconds(peer.certificate.serial, self.monotonic())
+        return _json({"v": 1, "wait_seconds": round(wait_seconds, 3)})
 
     def _confirm(self, request: EstRequest) -> EstResponse:
         """The peer uses the certificate that it came with; its predecessor ends soon."""
-        done = confirm(self.registry, self.admitted(request).certificate.serial, self.clock())
+        done = confirm(self.registry, self._holder(request).certificate.serial, self.clock(), asker_of(request))
         if not done.is_repeated:
             who = {done.principal.role.value: done.principal.id, "serial": done.serial}
             _log.info(event("certificate.confirmed", **who))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fleet import messages, topics
 from fleet.errors import InvalidInput
 from fleet.identity import DeviceId
-from fleet.messages import ResultMessage, StatusMessage
+from fleet.messages import HelloMessage, ResultMessage, StatusMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,14 @@ class StatusSeen:
 
 @dataclass(frozen=True, slots=True)
 class HelloSeen:
-    """The device is connected, and wants what is due."""
+    """The device is connected, and wants what is due. `boot` and `seq` say which start of its agent speaks."""
 
     device: DeviceId
     agent_version: str
+    boot: str = ""
+    seq: int = 0
+    serial: str = ""
+    hardware: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,13 @@ def read_report(topic: str, payload: bytes, *, is_retained: bool) -> Report:
         case topics.Status(device):
             return StatusSeen(device, messages.decode_status(payload, device), is_retained)
         case topics.Hello(device):
-            return HelloSeen(device, messages.decode_hello(payload, device).agent_version)
+            return _hello(device, messages.decode_hello(payload, device))
         case topics.Result(device, command_id):
             return ResultSeen(device, command_id, messages.decode_result(payload, device))
         case _:
             raise InvalidInput(f"{topic[:120]!r} is not for dispatch")
+
+
+def _hello(device: DeviceId, hello: HelloMessage) -> HelloSeen:
+    envelope = hello.envelope
+    return HelloSeen(device, hello.agent_version, envelope.boot, envelope.seq, hello.serial, hello.hardware)

@@ -25,6 +25,8 @@ MAX_MESSAGE_BYTES: Final = 65_536
 MAX_TELEMETRY_BYTES: Final = 131_072  # as AWS IoT Core
 MAX_PRESENCE_BYTES: Final = 16_384  # status and hello: two texts of 1024 characters, even if each is escaped
 MAX_CONTROL_BYTES: Final = 4096
+_MAX_SERIAL_CHARS: Final = 40
+_MAX_HARDWARE_CHARS: Final = 64
 MAX_DEPTH: Final = 32
 _MAX_INT: Final = 2**53 - 1  # RFC 8259, section 6: what every JSON implementation agrees on
 
@@ -194,13 +196,16 @@ class StatusMessage:
 
 @dataclass(frozen=True, slots=True)
 class HelloMessage:
-    """Asks for what is due."""
+    """Asks for what is due. `serial` and `hardware`: which certificate and which machine it says that it has."""
 
     envelope: Envelope
     agent_version: str = ""
+    serial: str = ""
+    hardware: str = ""
 
     def encode(self) -> bytes:
-        return encode_object(self.envelope.fields() | {"agent": self.agent_version})
+        says = {"agent": self.agent_version, "serial": self.serial, "hardware": self.hardware}
+        return encode_object(self.envelope.fields() | says)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +277,8 @@ def decode_status(payload: bytes, device: DeviceId) -> StatusMessage:
 def decode_hello(payload: bytes, device: DeviceId) -> HelloMessage:
     """A hello of `device`. Raises: InvalidMessage."""
     fields = decode_object(payload, max_bytes=MAX_PRESENCE_BYTES)
-    return HelloMessage(read_envelope(fields, device), _text(fields, "agent"))
+    serial, hardware = _text(fields, "serial", _MAX_SERIAL_CHARS), _text(fields, "hardware", _MAX_HARDWARE_CHARS)
+    return HelloMessage(read_envelope(fields, device), _text(fields, "agent"), serial, hardware)
 
 
 def decode_result(payload: bytes, device: DeviceId) -> ResultMessage:

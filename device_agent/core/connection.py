@@ -124,7 +124,8 @@ def on_subscribed(state: State, event: Subscribed, moment: Moment, effects: list
     state = replace(state, link=link, was_ready=True, failure=None, failed_at=None, tried=0)
     state = _queue_presence(state, Presence.ONLINE, "", moment)
     state, envelope = state.envelope(moment)
-    hello = HelloMessage(envelope, state.settings.version)
+    settings = state.settings
+    hello = HelloMessage(envelope, settings.version, settings.serial, settings.hardware)
     return state.queue(Class.HELLO, topics.Hello(state.settings.device).format(), hello.encode())
 
 

@@ -30,6 +30,7 @@ class Settings:
     version: str
     keepalive_seconds: int = 60
     bounds: Bounds = DEFAULT_BOUNDS
+    hardware: str = ""  # the machine's serial number, where it has one
 
     @property
     def life(self) -> Life:
