@@ -19,14 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import device_agent
+from device_agent import timekeeping
 from device_agent.clock import Moment
 from device_agent.core.events import StopRequested
 from device_agent.core.shelf import Bounds
 from device_agent.core.state import Settings
-from device_agent.store import PosixDisk, Store, check_private, only_one
+from device_agent.store import PosixDisk, Store, check_private, credential_or_none, only_one
+from device_agent.timekeeping import Timekeeper
 from fleet.errors import FleetError, InvalidInput, printable, reason_of, report
 from fleet.identity import DeviceId
-from fleet.layout import AgentHome
+from fleet.layout import AgentHome, Credential
+from fleet.messages import parse_time
 from fleet.streams import escape_unencodable
 
 if TYPE_CHECKING:
@@ -157,8 +160,9 @@ def _join(options: argparse.Namespace, home: AgentHome) -> int:
         if options.file is not None and store.is_enrolled_as(device, invitation.url):
             credential = store.credential()  # the power went between success and the removal of the file
         else:
-            patience = _patience(waits=not options.no_wait)
-            credential = joining.Joining(home, store, invitation, device, _hardware(), time.monotonic, patience).join()
+            clock = _timekeeper(home, url=invitation.url)
+            patience = _patience(clock, waits=not options.no_wait)
+            credential = joining.Joining(home, store, invitation, device, _hardware(), clock, patience).join()
     if options.file is not None:
         _remove_join_file(options.file)
     print(f"enrolled {credential.device} ({credential.role.value}) at {printable(credential.enroll_url)}")
@@ -190,10 +194,10 @@ def _invitation(options: argparse.Namespace) -> tuple[Invitation, DeviceId | Non
     )
 
 
-def _patience(*, waits: bool) -> Patience:
+def _patience(clock: Timekeeper, *, waits: bool) -> Patience:
     from device_agent.waiting import Patience
 
-    return Patience(time.sleep, _RANDOM.random, lambda: datetime.now(UTC), _tell, waits)
+    return Patience(time.sleep, _RANDOM.random, clock.now, _tell, waits)
 
 
 def _tell(words: str) -> None:
@@ -274,13 +278,21 @@ def _run(options: argparse.Namespace, home: AgentHome) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: events.post_now(StopRequested()))
     with only_one(home):
-        world = World(_moment, time.monotonic, PosixDisk())
+        clock = _timekeeper(home, credential)
+        world = World(lambda: _moment(clock), clock, PosixDisk())
         Runner(home, settings, credential, world, events).run()
     return 0
 
 
-def _moment() -> Moment:
-    return Moment(time.monotonic(), datetime.now(UTC), _RANDOM.random())
+def _timekeeper(home: AgentHome, credential: Credential | None = None, url: str = "") -> Timekeeper:
+    return timekeeping.timekeeper(
+        lambda: datetime.now(UTC), time.monotonic, home=home, disk=PosixDisk(), credential=credential, url=url
+    )
+
+
+def _moment(clock: Timekeeper) -> Moment:
+    reading = clock.reading()
+    return Moment(clock.monotonic(), reading.utc, _RANDOM.random(), reading)
 
 
 def _status(options: argparse.Namespace, home: AgentHome) -> int:
@@ -291,16 +303,19 @@ def _status(options: argparse.Namespace, home: AgentHome) -> int:
     if note is not None:
         print(json.dumps(note.fields(), indent=2) if options.output == "json" else note.words)
         return 0
-    fields = status.read_status(home, store)
+    clock = _timekeeper(home, store.credential())
+    fields = status.read_status(home, store, clock.reading())
     role = store.credential().role.value
-    print(status.as_json(fields) if options.output == "json" else status.as_table(fields, role, datetime.now(UTC)))
+    now = parse_time(fields["clock"]["used"])
+    print(status.as_json(fields) if options.output == "json" else status.as_table(fields, role, now))
     return 0
 
 
 def _renew(options: argparse.Namespace, home: AgentHome) -> int:
     from device_agent.renew_command import RenewCommand
 
-    renewed = RenewCommand(home, PosixDisk(), datetime.now(UTC), time.monotonic).run()
+    clock = _timekeeper(home, Store(home, PosixDisk()).credential())
+    renewed = RenewCommand(home, PosixDisk(), clock).run()
     print(f"renewed: certificate {renewed.serial}, valid until {renewed.not_after:%Y-%m-%d %H:%M} UTC")
     if renewed.warning:
         print(renewed.warning, file=sys.stderr)
@@ -310,12 +325,14 @@ def _renew(options: argparse.Namespace, home: AgentHome) -> int:
 def _doctor(options: argparse.Namespace, home: AgentHome) -> int:
     from device_agent import bundle, doctor, status
 
-    now, store = datetime.now(UTC), Store(home, PosixDisk())
-    findings = doctor.Doctor(home, store, now, time.monotonic).examine()
+    store = Store(home, PosixDisk())
+    clock = _timekeeper(home, credential_or_none(store))
+    findings = doctor.Doctor(home, store, clock).examine()
     listed = [finding.fields() for finding in findings]
     print(json.dumps(listed, indent=2) if options.output == "json" else "\n".join(doctor.as_lines(findings)))
     if options.bundle is not None:
-        facts = {"doctor": listed, "status": status.whatever_is_known(home, store)}
+        now = clock.now()
+        facts = {"doctor": listed, "status": status.whatever_is_known(home, store, clock.reading())}
         bundle.write_bundle(options.bundle, home, doctor.public_files(home), facts, device_agent.__version__, now)
         print(f"written: {options.bundle}", file=sys.stderr)
     return 0 if doctor.is_well(findings) else 1
@@ -325,7 +342,8 @@ def _explain(options: argparse.Namespace, home: AgentHome) -> int:
     from device_agent.explain import Explanation
 
     credential = Store(home, PosixDisk()).credential()
-    Explanation(home, credential, _say, time.monotonic, lambda: datetime.now(UTC)).tell()
+    clock = _timekeeper(home, credential)
+    Explanation(home, credential, _say, clock, clock.now).tell()
     return 0
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from device_agent import https, tls
+from device_agent.clock import Clock
 from device_agent.failures import Cause, Failure
 from device_agent.store import Disk, replace_file
 from fleet import messages
@@ -23,12 +23,12 @@ _PORT: Final = 8883
 
 
 def fetch_brokers(
-    home: AgentHome, url: str, monotonic: Callable[[], float], identity: IdentityFiles | None = None
+    home: AgentHome, url: str, clock: Clock, identity: IdentityFiles | None = None
 ) -> tuple[Address, ...]:
     """Ask the enrollment service, as `identity` or the one in use. Raises: https.RequestFailed."""
     peer = https.peer_of(url)
     try:
-        context = tls.context_for(Server.ENROLL, home.trust.read_text(), monotonic, identity or home.identity)
+        context = tls.context_for(Server.ENROLL, home.trust.read_text(), clock, identity or home.identity)
     except (OSError, ValueError) as error:
         raise https.RequestFailed(Failure(Cause.LOCAL, peer, str(error))) from error
     answer = https.send(https.Request(url, CONFIG_PATH), context)

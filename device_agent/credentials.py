@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Final
 
 from cryptography import x509
@@ -24,6 +25,7 @@ from fleet.join import fingerprint
 from fleet.layout import Credential
 
 _MAX_INTERMEDIATES: Final = 3
+_CLOCKS_DIFFER_BY: Final = timedelta(days=2)
 
 
 class UntrustedAnswer(Unreachable):
@@ -93,6 +95,18 @@ def verify_answer(
     if pki.common_name_of(leaf.subject) != device:
         raise UntrustedAnswer(f"the service answered with a certificate for {pki.common_name_of(leaf.subject)}")
     return Verified(_chain(leaf, certificates, root), _credential(leaf, device, url))
+
+
+def problem_with_dates(credential: Credential, now: datetime) -> str:
+    """Why it is no use, or worse; nothing if all is well.
+
+    A certificate's beginning is a floor under the clock for ever: one from the future would lock this device out.
+    """
+    if credential.not_after <= now:
+        return "the service answered with a certificate that has expired"
+    if credential.not_before > now + _CLOCKS_DIFFER_BY:
+        return f"the service answered with a certificate that begins at {credential.not_before:%Y-%m-%d %H:%M} UTC"
+    return ""
 
 
 def _chain(

@@ -5,10 +5,10 @@ Codes are stable: scripts and the documentation (docs/agent.md) name them. What 
 
 from __future__ import annotations
 
+import functools
 import os
-import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from device_agent import config_client, https, status, tls, waiting
+from device_agent.clock import Clock
 from device_agent.failures import Cause, Failure, words
 from device_agent.mqtt import CONNECT_SECONDS, KEEPALIVE_SECONDS, connect_packet
 from device_agent.store import Store, check_private
 from fleet.address import Address
+from fleet.clock import HINT
 from fleet.errors import FleetError, InvalidInput, NotFound, printable
 from fleet.identity import Server
 from fleet.layout import AgentHome, Credential
@@ -79,12 +81,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Doctor:
-    """Looks at one home. `now` is UTC."""
+    """Looks at one home."""
 
     home: AgentHome
     store: Store
-    now: datetime
-    monotonic: Callable[[], float]
+    clock: Clock
+
+    @property
+    def now(self) -> datetime:
+        return self.clock.reading().utc
 
     def examine(self) -> list[Finding]:
         """Everything, in the order in which a device needs it."""
@@ -92,10 +97,10 @@ class Doctor:
         findings += self._disk()
         if credential is None:
             return findings
-        findings += self._validity(credential)
         agent = list(self._agent())
         is_online = any((each.subject, each.outcome) == ("agent", Outcome.OK) for each in agent)
-        brokers, found = self._service(credential)
+        brokers, found = self._service(credential)  # who answers may know better than our clock what time it is
+        findings += [self._clock(), *self._validity(credential)]
         return [*findings, *agent, found, *self._brokers(credential, brokers, is_online)]
 
     def _identity(self) -> tuple[Credential | None, list[Finding]]:
@@ -113,7 +118,7 @@ class Doctor:
             check_private(self.home.path)
             check_private(self.home.identity.key)
             roots = self.home.trust.read_text()
-            tls.context_for(Server.BROKER, roots, self.monotonic, self.home.identity)
+            tls.context_for(Server.BROKER, roots, self.clock, self.home.identity)
         except FleetError as error:
             return credential, [_failed("identity", Code.IDENTITY_OPEN, error.message, error.hint)]
         except (OSError, ValueError) as error:
@@ -121,17 +126,14 @@ class Doctor:
             return credential, [_failed("identity", Code.IDENTITY_DAMAGED, said.message, said.hint)]
         return credential, [_ok("identity", f"{credential.device} ({credential.role.value}), {credential.serial}")]
 
+    def _clock(self) -> Finding:
+        found = self.clock.reading()
+        if found.words:
+            return _warning("clock", Code.CLOCK_WRONG, found.words, HINT)
+        return _ok("clock", f"{found.utc:%Y-%m-%d %H:%M} UTC")
+
     def _validity(self, credential: Credential) -> list[Finding]:
         date = f"{credential.not_after:%Y-%m-%d %H:%M} UTC"
-        if self.now < credential.not_before:
-            return [
-                _failed(
-                    "clock",
-                    Code.CLOCK_WRONG,
-                    f"this device's clock says {self.now:%Y-%m-%d}, before its own certificate was made",
-                    "set the clock: timedatectl set-ntp true, or date -s",
-                )
-            ]
         if self.now > credential.not_after:
             said = words(Failure(Cause.OWN_EXPIRED), credential.device, credential.not_after)
             return [_failed("certificate", Code.IDENTITY_EXPIRED, said.message, said.hint)]
@@ -186,7 +188,7 @@ class Doctor:
     def _service(self, credential: Credential) -> tuple[tuple[Address, ...], Finding]:
         url = credential.enroll_url
         try:
-            brokers = config_client.fetch_brokers(self.home, url, self.monotonic)
+            brokers = config_client.fetch_brokers(self.home, url, self.clock)
         except https.RequestFailed as error:
             return config_client.known_brokers(self.home), _unreachable("service", error.failure, credential, self.now)
         if not brokers:
@@ -197,13 +199,8 @@ class Doctor:
         """A connection to each; no CONNECT while the agent is online, whose connection it would take away."""
         for broker in brokers:
             try:
-                context = tls.context_for(
-                    Server.BROKER, self.home.trust.read_text(), self.monotonic, self.home.identity
-                )
-                with (
-                    socket.create_connection((broker.host, broker.port), timeout=CONNECT_SECONDS) as plain,
-                    context.wrap_socket(plain, server_hostname=broker.host) as secure,
-                ):
+                context = tls.context_for(Server.BROKER, self.home.trust.read_text(), self.clock, self.home.identity)
+                with context.in_time(functools.partial(tls.connect, context, broker, CONNECT_SECONDS)) as secure:
                     if not is_online:
                         _be_admitted(secure, str(credential.device))
                     yield _ok("broker", f"{broker} is ours and lets us in, {secure.version()}")

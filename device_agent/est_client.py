@@ -7,7 +7,6 @@ token, on a new connection that was verified up to the pinned root (DESIGN secti
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -15,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from device_agent import https, tls
+from device_agent.clock import Clock
 from device_agent.failures import Cause, Failure, words
 from fleet import est
 from fleet.errors import Denied, FleetError, Unreachable, printable
@@ -24,11 +24,11 @@ from fleet.join import Token
 _MAX_REASON_CHARS = 300
 
 
-def fetch_ca_certificates(url: str, device: DeviceId, monotonic: Callable[[], float]) -> list[x509.Certificate]:
+def fetch_ca_certificates(url: str, device: DeviceId, clock: Clock) -> list[x509.Certificate]:
     """What whoever is at `url` claims: `credentials.pinned_root` tells what of it is true. Raises: Unreachable."""
     peer = https.peer_of(url)
     try:
-        answer = https.send(https.Request(url, est.CACERTS), tls.unverified_context(monotonic))
+        answer = https.send(https.Request(url, est.CACERTS), tls.unverified_context(clock))
         if answer.status != 200:
             raise https.RequestFailed(Failure(Cause.BAD_ANSWER, peer, f"HTTP {answer.status} for {est.CACERTS}"))
         return est.decode_certificates(answer.body)
@@ -77,14 +77,12 @@ class Waiting:
     retry_seconds: float | None
 
 
-def enrol(
-    url: str, root: x509.Certificate, asked: Asked, key: str, monotonic: Callable[[], float]
-) -> list[x509.Certificate] | Waiting:
+def enrol(url: str, root: x509.Certificate, asked: Asked, key: str, clock: Clock) -> list[x509.Certificate] | Waiting:
     """The certificates that the service answers with, the new one among them; or that it waits for an admin.
 
     Raises: Denied, Unreachable, FleetError.
     """
-    context = tls.context_for(Server.ENROLL, root.public_bytes(Encoding.PEM).decode(), monotonic)
+    context = tls.context_for(Server.ENROLL, root.public_bytes(Encoding.PEM).decode(), clock)
     request = https.Request(url, est.SIMPLE_ENROLL, "POST", asked.headers(), est.encode_body(asked.csr))
     try:
         answer = https.send(request, context)

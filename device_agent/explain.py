@@ -18,6 +18,7 @@ from cryptography import x509
 
 from device_agent import config_client, https, status, tls
 from device_agent import explain_text as text
+from device_agent.clock import Clock
 from device_agent.failures import Cause, Failure, words
 from device_agent.handshake import Trace
 from device_agent.mqtt import CONNECT_SECONDS, KEEPALIVE_SECONDS, connect_packet
@@ -43,7 +44,7 @@ class Explanation:
     home: AgentHome
     credential: Credential
     say: Say
-    monotonic: Callable[[], float]
+    time: Clock
     clock: Callable[[], datetime]
     trace: Trace = field(default_factory=Trace)
 
@@ -69,7 +70,7 @@ class Explanation:
     def _find_broker(self) -> Address:
         url = self.credential.enroll_url
         try:
-            brokers, source = config_client.fetch_brokers(self.home, url, self.monotonic), f"{url}/v1/config says so"
+            brokers, source = config_client.fetch_brokers(self.home, url, self.time), f"{url}/v1/config says so"
         except https.RequestFailed as error:
             brokers, source = config_client.known_brokers(self.home), "config.json, the last answer of the service"
             if not brokers:
@@ -89,7 +90,7 @@ class Explanation:
 
     def _shake_hands(self, plain: socket.socket, broker: Address) -> tls.FleetSocket:
         try:
-            context = tls.context_for(Server.BROKER, self.home.trust.read_text(), self.monotonic, self.home.identity)
+            context = tls.context_for(Server.BROKER, self.home.trust.read_text(), self.time, self.home.identity)
         except (OSError, ValueError) as error:
             raise self._failed(Failure(Cause.LOCAL, str(broker), str(error))) from error
         _listen(context, self.trace)

@@ -13,7 +13,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from device_agent.failures import Cause, Failure
-from device_agent.tls import failure_of, lean_name
+from device_agent.tls import BoundedContext, FleetContext, FleetSocket, failure_of, lean_name
+from fleet.clock import Validity, parse_http_date
+from fleet.errors import InvalidInput
 
 OPERATION_SECONDS: Final = 10.0
 REQUEST_SECONDS: Final = 30.0
@@ -54,12 +56,30 @@ def peer_of(url: str) -> str:
     return f"{parts.hostname}:{parts.port or 443}"
 
 
-def send(request: Request, context: ssl.SSLContext) -> Answer:
+def send(request: Request, context: BoundedContext) -> Answer:
     """The answer to `request`, over a new connection. Raises: RequestFailed."""
+    answer, _ = _send(request, context)
+    if isinstance(context, FleetContext) and "date" in answer.headers:
+        with contextlib.suppress(InvalidInput):
+            context.clock.heard(parse_http_date(answer.headers["date"]))
+    return answer
+
+
+def ask_dateless(request: Request, context: FleetContext) -> tuple[Answer, Validity]:
+    """The answer of whom all was verified of but dates, and when its chain is valid. Raises: RequestFailed."""
+    answer, validity = _send(request, context)
+    if validity is None:
+        raise RequestFailed(Failure(Cause.BAD_ANSWER, peer_of(request.url), "no dates in the certificates"))
+    return answer, validity
+
+
+def _send(request: Request, context: BoundedContext) -> tuple[Answer, Validity | None]:
     parts, peer = urlsplit(request.url), peer_of(request.url)
     connection = _Connection(parts.hostname or "", parts.port or 443, context)
     try:
-        return _converse(connection, request, peer)
+        _connect(connection, context)
+        validity = _validity(connection.sock) if isinstance(context, FleetContext) and context.is_dateless else None
+        return _converse(connection, request, peer), validity
     except (http.client.RemoteDisconnected, http.client.IncompleteRead) as error:
         raise RequestFailed(Failure(Cause.CLOSED, peer, "the answer is missing, or the end of it")) from error
     except http.client.HTTPException as error:
@@ -70,8 +90,22 @@ def send(request: Request, context: ssl.SSLContext) -> Answer:
         connection.close()
 
 
+def _connect(connection: http.client.HTTPSConnection, context: BoundedContext) -> None:
+    if isinstance(context, FleetContext):
+        context.in_time(connection.connect)
+    else:
+        connection.connect()
+
+
+def _validity(connection: socket.socket) -> Validity | None:
+    assert isinstance(connection, FleetSocket)
+    try:
+        return connection.validity()
+    except InvalidInput:
+        return None
+
+
 def _converse(connection: http.client.HTTPSConnection, request: Request, peer: str) -> Answer:
-    connection.connect()
     with _deadline(connection.sock):
         connection.request(request.method, request.path, body=request.body, headers=dict(request.headers))
         with connection.getresponse() as response:

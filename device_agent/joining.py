@@ -9,12 +9,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cryptography import x509
 
 from device_agent import backoff, credentials, est_client
+from device_agent.clock import Clock
 from device_agent.est_client import Hardware
 from device_agent.store import Pending, PosixDisk, Store, check_private
 from device_agent.waiting import Note, Patience, delay_seconds, read_note, remove_note, write_note
@@ -58,7 +58,7 @@ class Joining:
     invitation: Invitation
     device: DeviceId
     hardware: Hardware
-    monotonic: Callable[[], float]
+    clock: Clock
     patience: Patience
 
     def join(self) -> Credential:
@@ -122,7 +122,7 @@ class Joining:
 
     def _roots(self) -> _Roots:
         url = self.invitation.url
-        certificates = est_client.fetch_ca_certificates(url, self.device, self.monotonic)
+        certificates = est_client.fetch_ca_certificates(url, self.device, self.clock)
         return _Roots(credentials.pinned_root(certificates, self.invitation.root_pin), certificates)
 
     def _ask(self, roots: _Roots) -> Credential | est_client.Waiting:
@@ -131,10 +131,12 @@ class Joining:
         key_pem = pending.key.read_bytes()
         key = credentials.load_key(key_pem)
         asked = est_client.Asked(self.invitation.token, est.build_csr(key, self.device), self.device, self.hardware)
-        answer = est_client.enrol(url, roots.pinned, asked, credentials.fingerprint_of(key), self.monotonic)
+        answer = est_client.enrol(url, roots.pinned, asked, credentials.fingerprint_of(key), self.clock)
         if isinstance(answer, est_client.Waiting):
             return answer
         verified = credentials.verify_answer([*answer, *roots.all], key_pem, self.device, roots.pinned, url)
+        if problem := credentials.problem_with_dates(verified.credential, self.clock.reading().utc):
+            raise credentials.UntrustedAnswer(problem, hint="compare `date` here and on the service's host")
         self.store.complete(pending, verified.pem, credentials.to_pem(roots.pinned), verified.credential)
         return verified.credential
 

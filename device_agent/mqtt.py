@@ -28,6 +28,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from device_agent import tls
+from device_agent.clock import Clock
 from device_agent.core.effects import Acknowledge, Connect, Publish, Subscribe
 from device_agent.core.events import Arrived, Connected, Disconnected, Event, Sent, Subscribed
 from device_agent.failures import Cause, Failure
@@ -60,14 +61,14 @@ class Connection:
         device: DeviceId,
         order: Connect,
         post: Callable[[Event], None],
-        monotonic: Callable[[], float],
+        clock: Clock,
     ) -> None:
         self.epoch = order.epoch
         self._home = home
         self._device = device
         self._connect = order
         self._post = post
-        self._monotonic = monotonic
+        self._clock = clock
         self._orders: deque[_Order] = deque()
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -75,7 +76,7 @@ class Connection:
         self._failure: Failure | None = None
         self._has_answered = False
         self._handles: dict[int, int] = {}
-        self.last_turn = monotonic()
+        self.last_turn = clock.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{order.epoch}", daemon=True)
 
     def start(self) -> None:
@@ -120,20 +121,24 @@ class Connection:
         """Connect, and serve until the end; why it ended."""
         try:
             roots = self._home.trust.read_text()
-            context = tls.context_for(Server.BROKER, roots, self._monotonic, self._home.identity)
+            context = tls.context_for(Server.BROKER, roots, self._clock, self._home.identity)
         except (OSError, ValueError) as error:
             return Failure(Cause.LOCAL, peer, str(error))
-        client = self._client(context)
-        client.connect(self._connect.broker.host, self._connect.broker.port, self._connect.keepalive_seconds)
+        client = context.in_time(lambda: self._connected(context))
         connection = client.socket()
         assert isinstance(connection, tls.FleetSocket)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             while self._turn(client, connection):
-                self.last_turn = self._monotonic()
+                self.last_turn = self._clock.monotonic()
         finally:
             connection.close()
         return self._failure or self._why_lost(connection, peer)
+
+    def _connected(self, context: ssl.SSLContext) -> paho.Client:
+        client, broker = self._client(context), self._connect.broker
+        client.connect(broker.host, broker.port, self._connect.keepalive_seconds)
+        return client
 
     def _client(self, context: ssl.SSLContext) -> paho.Client:
         client = _Client(

@@ -7,13 +7,13 @@ wrong, and otherwise if the certificate is. No session is touched by it; the bro
 
 from __future__ import annotations
 
-import socket
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from device_agent import config_client, https, tls
+from device_agent.clock import Clock
 from device_agent.failures import Cause, Failure
 from device_agent.renewal import Code, Problem, problem_of
 from fleet.address import Address
@@ -33,12 +33,12 @@ class Proof:
     home: AgentHome
     device: DeviceId
     identity: IdentityFiles
-    monotonic: Callable[[], float]
+    clock: Clock
 
     def by_service(self, url: str) -> tuple[Address, ...] | Failure:
         """The brokers, told to the holder of the new certificate; or why not."""
         try:
-            return config_client.fetch_brokers(self.home, url, self.monotonic, self.identity)
+            return config_client.fetch_brokers(self.home, url, self.clock, self.identity)
         except https.RequestFailed as error:
             return error.failure
 
@@ -59,11 +59,8 @@ class Proof:
         """Why that broker does not take the certificate; None if it does."""
         peer = str(broker)
         try:
-            context = tls.context_for(Server.BROKER, self.home.trust.read_text(), self.monotonic, self.identity)
-            with (
-                socket.create_connection((broker.host, broker.port), _SECONDS) as plain,
-                context.wrap_socket(plain, server_hostname=broker.host) as connection,
-            ):
+            context = tls.context_for(Server.BROKER, self.home.trust.read_text(), self.clock, self.identity)
+            with context.in_time(lambda: tls.connect(context, broker, _SECONDS)) as connection:
                 connection.settimeout(_SECONDS)
                 connection.sendall(_CONNECT_WITHOUT_ID)
                 return _read_answer(connection, peer)

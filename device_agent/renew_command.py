@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from device_agent.clock import Clock
 from device_agent.renewal_client import confirm
 from device_agent.renewing import Later, NotRenewed, Order, Renewing
 from device_agent.status import ask_agent
@@ -38,8 +38,7 @@ class RenewCommand:
 
     home: AgentHome
     disk: Disk
-    now: datetime
-    monotonic: Callable[[], float]
+    clock: Clock
 
     def run(self) -> Renewed:
         """Raises: Denied, Unreachable, TimedOut, FleetError."""
@@ -56,7 +55,7 @@ class RenewCommand:
         succession = Succession(self.home, self.disk)
         with only_one(self.home):
             try:
-                found = Renewing(self.home, self.disk, self.now, self.monotonic).prepare(Order(is_paced=True))
+                found = Renewing(self.home, self.disk, self.clock).prepare(Order(is_paced=True))
                 assert not isinstance(found, Later)
                 credential = succession.promote_candidate()
             except NotRenewed as error:
@@ -64,7 +63,7 @@ class RenewCommand:
                 raise error_of(problem.code, problem.message, problem.hint) from error
             except OSError as error:
                 raise FleetError(f"the home cannot be written: {error.strerror or error}") from error
-            failure = confirm(self.home, credential.enroll_url, self.monotonic)
+            failure = confirm(self.home, credential.enroll_url, self.clock)
             if failure is None:
                 succession.forget_previous()
             warning = (

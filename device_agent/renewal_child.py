@@ -15,9 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from device_agent import timekeeping
 from device_agent.renewal import Code, Problem
 from device_agent.renewing import Later, NotRenewed, Order, Renewing
-from device_agent.store import PosixDisk
+from device_agent.store import PosixDisk, Store, credential_or_none
 from fleet.errors import FleetError
 from fleet.layout import AgentHome, Credential
 
@@ -29,9 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--paced", action="store_true")
     parser.add_argument("--fresh", action="store_true")
     options = parser.parse_args(arguments)
-    renewing = Renewing(AgentHome(options.home), PosixDisk(), datetime.now(UTC), time.monotonic)
+    home, disk = AgentHome(options.home), PosixDisk()
+    credential = credential_or_none(Store(home, disk))
+    clock = timekeeping.timekeeper(_utc_now, time.monotonic, home=home, disk=disk, credential=credential)
+    renewing = Renewing(home, disk, clock)
     print(json.dumps(_outcome(renewing, Order(options.paced, options.fresh))), flush=True)
     return 0
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _outcome(renewing: Renewing, order: Order) -> dict[str, Any]:

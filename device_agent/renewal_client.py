@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from device_agent import https, tls
+from device_agent.clock import Clock
 from device_agent.core.effects import Confirm, ForgetPredecessor, Renew, RenewalOrder, UsePredecessor, UseSuccessor
 from device_agent.core.events import (
     ConfirmationFailed,
@@ -46,7 +47,7 @@ class Renewer:
     home: AgentHome
     disk: Disk
     credential: Credential
-    monotonic: Callable[[], float]
+    clock: Clock
     post: Callable[[Event], None]
     _child: subprocess.Popen[bytes] | None = None
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -141,7 +142,7 @@ class Renewer:
                 return RenewalFailed(Problem(fields["code"], fields["message"], fields["hint"], retry))
 
     def _confirm(self) -> Event:
-        failure = confirm(self.home, self.credential.enroll_url, self.monotonic)
+        failure = confirm(self.home, self.credential.enroll_url, self.clock)
         if failure is None:
             return Confirmed()
         return ConfirmationFailed(problem_of(failure, self.credential.device, self.credential.not_after))
@@ -151,11 +152,11 @@ def _life_in(output: bytes) -> Life:
     return life_of(decode_credential(output))
 
 
-def confirm(home: AgentHome, url: str, monotonic: Callable[[], float]) -> Failure | None:
+def confirm(home: AgentHome, url: str, clock: Clock) -> Failure | None:
     """Tell the service that the certificate in use is; None once it knows, else why it does not."""
     peer = https.peer_of(url)
     try:
-        context = tls.context_for(Server.ENROLL, home.trust.read_text(), monotonic, home.identity)
+        context = tls.context_for(Server.ENROLL, home.trust.read_text(), clock, home.identity)
         answer = https.send(https.Request(url, CONFIRM_PATH, "POST", body=b""), context)
     except https.RequestFailed as error:
         return error.failure

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from ssl import SSLContext
 from typing import Any, Final
 
 from cryptography import x509
 
 from device_agent import credentials, https, tls
+from device_agent.clock import Clock
 from device_agent.failures import Cause, Failure
 from device_agent.proof import Proof
 from device_agent.renewal import ALARMING, Code, Problem, life_of, problem_of
@@ -66,8 +66,7 @@ class Renewing:
 
     home: AgentHome
     disk: Disk
-    now: datetime
-    monotonic: Callable[[], float]
+    clock: Clock
 
     def prepare(self, order: Order) -> Credential | Later:
         """A proven candidate in the home. Raises: NotRenewed, FleetError (the home cannot be used)."""
@@ -81,6 +80,10 @@ class Renewing:
                 raise NotRenewed(problem) from error
 
     @property
+    def now(self) -> datetime:
+        return self.clock.reading().utc
+
+    @property
     def _store(self) -> Store:
         return Store(self.home, self.disk)
 
@@ -89,7 +92,7 @@ class Renewing:
         return Succession(self.home, self.disk)
 
     def _prepare(self, order: Order, credential: Credential) -> Credential | Later:
-        asking = _Asking(self.home, credential, self.monotonic)
+        asking = _Asking(self.home, credential, self.clock)
         try:
             wait = 0.0 if order.is_paced and not order.is_fresh else asking.wait_seconds()
             if wait > _PATIENCE_SECONDS and not order.is_paced:
@@ -138,9 +141,8 @@ class Renewing:
             verified = self._verify(known, key_pem, asking.credential)
         except FleetError as error:
             raise NotRenewed(Problem(Code.BAD_CERTIFICATE, error.message, error.hint)) from error
-        if verified.credential.not_after <= self.now:
-            expired = "the service answered with a certificate that has expired"
-            raise NotRenewed(Problem(Code.BAD_CERTIFICATE, expired, "compare `date` here and on the service's host"))
+        if problem := credentials.problem_with_dates(verified.credential, self.now):
+            raise NotRenewed(Problem(Code.BAD_CERTIFICATE, problem, "compare `date` here and on the service's host"))
         return verified
 
     def _verify(self, known: list[x509.Certificate], key_pem: bytes, credential: Credential) -> credentials.Verified:
@@ -158,7 +160,7 @@ class Renewing:
         """Raises: NotRenewed unless service and a broker take it; near the end the service's word is enough."""
         present = asking.credential
         files = IdentityFiles(candidate.folder / "cert.pem", candidate.folder / "key.pem")
-        proof = Proof(self.home, present.device, files, self.monotonic)
+        proof = Proof(self.home, present.device, files, self.clock)
         told = proof.by_service(present.enroll_url)
         if isinstance(told, Failure):
             raise NotRenewed(self._not_admitted(told, asking))
@@ -185,7 +187,7 @@ class _Asking:
 
     home: AgentHome
     credential: Credential
-    monotonic: Callable[[], float]
+    clock: Clock
 
     def wait_seconds(self) -> float:
         """What the service asks this device to wait; 0 from one that does not pace. Raises: NotRenewed."""
@@ -229,9 +231,9 @@ class _Asking:
             found = Failure(cause, failure.peer, failure.detail)
             raise NotRenewed(problem_of(found, self.credential.device, self.credential.not_after)) from error
 
-    def _context(self) -> SSLContext:
+    def _context(self) -> tls.FleetContext:
         try:
-            return tls.context_for(Server.ENROLL, self.home.trust.read_text(), self.monotonic, self.home.identity)
+            return tls.context_for(Server.ENROLL, self.home.trust.read_text(), self.clock, self.home.identity)
         except (OSError, ValueError) as error:
             failure = Failure(Cause.LOCAL, self._peer, str(error))
             raise NotRenewed(problem_of(failure, self.credential.device)) from error

@@ -19,7 +19,7 @@ from typing import Final, assert_never
 
 from device_agent import config_client, https, tls
 from device_agent.application import ApplicationServer
-from device_agent.clock import Moment
+from device_agent.clock import FIRST_LOOK_SECONDS, LOOK_SECONDS, Clock, Moment
 from device_agent.core.effects import (
     Acknowledge,
     AnnounceReady,
@@ -98,7 +98,7 @@ class World:
     """What the runner is given instead of reading it: the clock with its jitter, and the disk."""
 
     moment: Callable[[], Moment]
-    monotonic: Callable[[], float]
+    clock: Clock
     disk: Disk
 
 
@@ -128,13 +128,14 @@ class Runner:
     _is_over: bool = False
     _looked_at: float = 0.0
     _has_ticked: bool = False
+    _asks_at: float | None = None
 
     def run(self) -> None:
         """Until StopRequested has been dealt with. Raises: FleetError if the home cannot be used."""
         check_private(self.home.identity.key)
         applications = ApplicationServer(self.home, self.events.post)
         spool = SpoolFile(self.home, self.settings.device)
-        renewer = Renewer(self.home, self.world.disk, self.credential, self.world.monotonic, self.events.post)
+        renewer = Renewer(self.home, self.world.disk, self.credential, self.world.clock, self.events.post)
         has_predecessor = Succession(self.home, self.world.disk).previous() is not None
         brokers = config_client.known_brokers(self.home)
         state = initial(self.settings, brokers, self._load_journal(), has_predecessor=has_predecessor)
@@ -163,7 +164,7 @@ class Runner:
 
     def _next_event(self, deadline: float | None) -> Event:
         """A timer that is due goes before what waits in the queue, and never twice in a row: neither can starve."""
-        seconds = _LOOK_SECONDS if deadline is None else deadline - self.world.monotonic()
+        seconds = _LOOK_SECONDS if deadline is None else deadline - self.world.clock.monotonic()
         if seconds <= 0 and not self._has_ticked:
             self._has_ticked = True
             return Tick()
@@ -211,7 +212,7 @@ class Runner:
             failure = Failure(Cause.TIMED_OUT, str(order.broker), "the last attempts hang: is there a name server?")
             self.events.post_now(Disconnected(order.epoch, failure))
             return
-        self._connection = Connection(self.home, self.settings.device, order, self.events.post, self.world.monotonic)
+        self._connection = Connection(self.home, self.settings.device, order, self.events.post, self.world.clock)
         self._connection.start()
 
     def _start_fetch(self) -> None:
@@ -234,7 +235,7 @@ class Runner:
 
     def _ask_for_brokers(self) -> Event:
         try:
-            brokers = config_client.fetch_brokers(self.home, self.credential.enroll_url, self.world.monotonic)
+            brokers = config_client.fetch_brokers(self.home, self.credential.enroll_url, self.world.clock)
         except https.RequestFailed as error:
             return ConfigFailed(error.failure)
         self._remember(brokers)
@@ -250,16 +251,25 @@ class Runner:
 
     def _check_threads(self, applications: ApplicationServer) -> None:
         """A thread that died or hangs is noticed here. Raises: FleetError if the agent cannot go on without it."""
-        now = self.world.monotonic()
+        now = self.world.clock.monotonic()
         if now - self._looked_at < _LOOK_SECONDS / 2:
             return
         self._looked_at = now
+        self._keep_in_touch(now)
         if not applications.is_alive:
             raise FleetError("the thread that serves applications has died", hint="report this with the log")
         connection = self._connection
         if connection is not None and connection.is_alive and now - connection.last_turn > HANGS_AFTER_SECONDS:
             failure = Failure(Cause.LOST, "", "the connection's thread hangs")
             self.events.post_now(Disconnected(connection.epoch, failure))
+
+    def _keep_in_touch(self, now: float) -> None:
+        """Ask the service once a day: that it is so late, verified, is what an old stolen certificate fails on."""
+        if self._asks_at is None:
+            self._asks_at = now + self.world.moment().chance * FIRST_LOOK_SECONDS
+        elif now >= self._asks_at and not self._fetch.is_running:
+            self._asks_at = now + LOOK_SECONDS
+            self._start_fetch()
 
     @property
     def _journal_file(self) -> Path:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from device_agent.application import short_path, socket_path
+from device_agent.clock import Reading
 from device_agent.renewal import life_of
 from device_agent.store import Store
 from fleet import messages
@@ -20,21 +21,24 @@ _ANSWER_SECONDS: Final = 5.0
 _MAX_ANSWER_BYTES: Final = 262_144
 
 
-def read_status(home: AgentHome, store: Store) -> dict[str, Any]:
-    """The fields of the `status` line, of a running agent or of the files. Raises: NotFound, TimedOut, FleetError."""
+def read_status(home: AgentHome, store: Store, clock: Reading) -> dict[str, Any]:
+    """The fields of the `status` line, of a running agent, or of the files and this process' `clock`.
+
+    Raises: NotFound, TimedOut, FleetError.
+    """
     credential = store.credential()
     try:
-        return ask_agent(home)
+        return {"clock": clock.fields()} | ask_agent(home)
     except (FileNotFoundError, ConnectionRefusedError):
-        return _status_of(credential)
+        return _status_of(credential) | {"clock": clock.fields()}
     except (OSError, InvalidInput) as error:
         raise TimedOut(f"the agent does not answer: {error}", hint="restart it: device-agent run") from error
 
 
-def whatever_is_known(home: AgentHome, store: Store) -> dict[str, Any]:
+def whatever_is_known(home: AgentHome, store: Store, clock: Reading) -> dict[str, Any]:
     """As `read_status`, and never an error."""
     try:
-        return read_status(home, store)
+        return read_status(home, store, clock)
     except FleetError as error:
         return {"state": "unknown", "words": error.message, "hint": error.hint}
 
@@ -84,6 +88,7 @@ def as_table(fields: dict[str, Any], role: str, now: datetime) -> str:
         ("code", "" if fields.get("code") == "ok" else fields.get("code")),
         ("", fields["words"]),
         ("do", fields.get("hint")),
+        ("clock", _clock(fields.get("clock", {}))),
         ("certificate", f"{fields['serial']}, {_expiry(parse_time(fields['not_after']), now)}"),
         ("renewal", _renewal(fields.get("renewal", {}))),
         ("applications", _applications(fields)),
@@ -91,6 +96,11 @@ def as_table(fields: dict[str, Any], role: str, now: datetime) -> str:
         ("spool", _spool(fields.get("spool", {}))),
     ]
     return "\n".join(f"{name:<13}{printable(str(value))}" for name, value in rows if value)
+
+
+def _clock(fields: dict[str, Any]) -> str:
+    """What is wrong with it, and what to do; nothing if nothing is."""
+    return f"{fields['words']} [{fields['code']}]; {fields['hint']}" if fields.get("words") else ""
 
 
 def _expiry(not_after: datetime, now: datetime) -> str:

@@ -245,6 +245,14 @@ class Store:
         return sorted((path for path in self._home.path.iterdir() if _number(path) > 0), key=_number)
 
 
+def credential_or_none(store: Store) -> Credential | None:
+    """For those who can do without, and those who look at what is wrong with it elsewhere."""
+    try:
+        return store.credential()
+    except FleetError:
+        return None
+
+
 def _number(folder: Path) -> int:
     """N of gen-N; 0 for anything else."""
     digits = folder.name.removeprefix("gen-")

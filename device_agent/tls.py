@@ -4,6 +4,10 @@ A context trusts the roots it is given and nothing that the system trusts. When 
 verified up to such a root, for its host name, for server authentication, *and* for the SPIFFE name of just the server
 that was meant: a broker's certificate must not pass for the enrollment service (DESIGN section 11). This is part of the
 handshake itself, so that no library on top can send a byte to an impostor.
+
+Dates are OpenSSL's to judge while the system's clock is believed. OpenSSL knows no other, and Python gives no way to
+tell it one: where the clock is known to be wrong it leaves dates alone, and those of every certificate of the chain
+that it verified are judged here, by what is known of the time (`clock`), before the handshake counts as done.
 """
 
 from __future__ import annotations
@@ -14,17 +18,34 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, TypeVar
 
+from device_agent.clock import Clock
 from device_agent.failures import Cause, Failure
+from fleet.address import Address
+from fleet.clock import NO_CHECK_TIME, Validity, validity_of
+from fleet.errors import InvalidInput
 from fleet.identity import Server, is_server
 from fleet.layout import IdentityFiles
 
 HANDSHAKE_SECONDS: Final = 20.0
+_Outcome = TypeVar("_Outcome")
 
 
 class NotThisServer(ssl.SSLError):
     """The peer is of our fleet, but is not the server that was meant."""
+
+
+class OutOfDate(ssl.SSLError):
+    """The peer would be right, but for the dates of its chain, by the time that is known."""
+
+    def __init__(self, validity: Validity, now: datetime) -> None:
+        self.validity = validity
+        self.has_ended = validity.has_ended(now)
+        when = f"ended at {validity.not_after:%Y-%m-%d %H:%M}" if self.has_ended else ""
+        when = when or f"begins at {validity.not_before:%Y-%m-%d %H:%M}"
+        super().__init__(f"its chain {when} UTC, and it is {now:%Y-%m-%d %H:%M} UTC")
 
 
 class BoundedSocket(ssl.SSLSocket):
@@ -37,7 +58,8 @@ class BoundedSocket(ssl.SSLSocket):
         """Complete the handshake. Raises: ssl.SSLError, TimeoutError."""
         context = self.context
         assert isinstance(context, BoundedContext)
-        deadline = context.monotonic() + HANDSHAKE_SECONDS
+        monotonic = context.clock.monotonic
+        deadline = monotonic() + HANDSHAKE_SECONDS
         timeout = self.gettimeout()
         self.setblocking(False)
         try:
@@ -48,7 +70,7 @@ class BoundedSocket(ssl.SSLSocket):
                     wanted = select.POLLIN
                 except ssl.SSLWantWriteError:
                     wanted = select.POLLOUT
-                left = deadline - context.monotonic()
+                left = deadline - monotonic()
                 if left <= 0 or not self._wait_for(wanted, left):
                     raise TimeoutError("the TLS handshake is not over in time")
         finally:
@@ -77,6 +99,26 @@ class FleetSocket(BoundedSocket):
         if not is_server(peer, context.server):
             names = ", ".join(value for kind, value in (peer or {}).get("subjectAltName", ()) if kind == "URI")
             raise NotThisServer(f"it is {names or 'nameless'}, not the fleet's {context.server.value} server")
+        self._check_dates(context)
+
+    def validity(self) -> Validity:
+        """When the chain that OpenSSL has verified is valid, up to the root. Raises: InvalidInput."""
+        chain = self._sslobj.get_verified_chain()  # type: ignore[attr-defined] # public only from Python 3.13 on
+        return validity_of(each.get_info() for each in chain or ())
+
+    def _check_dates(self, context: FleetContext) -> None:
+        """Raises: OutOfDate; ssl.SSLError where dates cannot be read, and so are not known to be good."""
+        if context.is_dateless:
+            return
+        try:
+            validity = self.validity()
+        except InvalidInput as error:
+            raise ssl.SSLError(error.message) from error
+        if context.verify_flags & NO_CHECK_TIME:
+            now = context.clock.reading().utc
+            if not validity.covers(now):
+                raise OutOfDate(validity, now)
+        context.clock.verified(validity)
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
         """As ssl.SSLSocket, and remember the failure."""
@@ -111,7 +153,7 @@ class FleetSocket(BoundedSocket):
 class BoundedContext(ssl.SSLContext):
     """Connections whose handshake ends in time."""
 
-    monotonic: Callable[[], float]
+    clock: Clock
     sslsocket_class = BoundedSocket
 
     def wrap_socket(
@@ -129,10 +171,45 @@ class BoundedContext(ssl.SSLContext):
 
 
 class FleetContext(BoundedContext):
-    """Connections to one kind of server of our fleet."""
+    """Connections to one kind of server of our fleet. Who judges dates is decided anew for each.
+
+    Nobody does where it `is_dateless`: such a connection is good for asking what time it is, and for nothing else.
+    """
 
     server: Server
+    roots_pem: str
+    is_dateless: bool = False
     sslsocket_class = FleetSocket
+
+    def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
+        """As ssl.SSLContext."""
+        if self.is_dateless or self.clock.reading().checks_dates_itself:
+            self.verify_flags |= NO_CHECK_TIME
+        else:
+            self.verify_flags &= ~NO_CHECK_TIME
+        return super().wrap_socket(*args, **options)
+
+    def in_time(self, attempt: Callable[[], _Outcome]) -> _Outcome:
+        """What `attempt` to connect comes to; if it fails on time alone, a second one once the time is known better.
+
+        Raises: what `attempt` raises.
+        """
+        try:
+            return attempt()
+        except ssl.SSLError as error:
+            if not self._is_time_known_better(error):
+                raise
+        return attempt()
+
+    def _is_time_known_better(self, error: ssl.SSLError) -> bool:
+        """Whether it is, after that failure. What has ended by a lower bound of the time has ended for sure."""
+        if self.is_dateless or failure_of(error, "").cause not in (Cause.NOT_YET_VALID, Cause.PEER_EXPIRED):
+            return False
+        if not isinstance(error, OutOfDate):
+            return self.clock.ask(self.roots_pem)
+        if error.has_ended and self.clock.reading().is_below_floor:
+            return False
+        return self.clock.ask(self.roots_pem) or self.clock.infer(error.validity)
 
 
 def lean_name(host: str) -> Any:
@@ -151,16 +228,14 @@ def warm_up() -> None:
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-def context_for(
-    server: Server, roots_pem: str, monotonic: Callable[[], float], identity: IdentityFiles | None = None
-) -> FleetContext:
+def context_for(server: Server, roots_pem: str, clock: Clock, identity: IdentityFiles | None = None) -> FleetContext:
     """A context that trusts `roots_pem` alone and shows `identity`, if there is one.
 
     It is made anew for every attempt: a key pair that does not load spoils nothing but this one.
     Raises: OSError (ssl.SSLError) if the roots or the key pair cannot be used.
     """
     context = FleetContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.server, context.monotonic = server, monotonic
+    context.server, context.clock, context.roots_pem = server, clock, roots_pem
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
     context.load_verify_locations(cadata=roots_pem)
@@ -169,10 +244,26 @@ def context_for(
     return context
 
 
-def unverified_context(monotonic: Callable[[], float]) -> BoundedContext:
+def connect(context: FleetContext, address: Address, seconds: float) -> ssl.SSLSocket:
+    """A connection that exists only with the right server. Raises: OSError."""
+    plain = socket.create_connection((address.host, address.port), seconds)
+    try:
+        return context.wrap_socket(plain, server_hostname=address.host)
+    finally:
+        plain.close()  # its descriptor is the other's by now, unless there is no other
+
+
+def dateless_context(roots_pem: str, clock: Clock) -> FleetContext:
+    """To the enrollment service whenever its certificates are valid, with nothing of ours: to ask what time it is."""
+    context = context_for(Server.ENROLL, roots_pem, clock)
+    context.is_dateless = True
+    return context
+
+
+def unverified_context(clock: Clock) -> BoundedContext:
     """A context that believes anybody: good for what is checked by other means (the pinned root), for nothing else."""
     context = BoundedContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.monotonic = monotonic
+    context.clock = clock
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -209,6 +300,8 @@ def failure_of(error: BaseException, peer: str) -> Failure:
 def _read_ssl(error: ssl.SSLError) -> _Reading:
     if isinstance(error, NotThisServer):
         return _Reading(Cause.IMPOSTOR, str(error.args[0]))
+    if isinstance(error, OutOfDate):
+        return _Reading(Cause.PEER_EXPIRED if error.has_ended else Cause.NOT_YET_VALID, str(error.args[0]))
     if isinstance(error, ssl.SSLCertVerificationError):
         return _Reading(_VERIFY_CAUSES.get(error.verify_code, Cause.NOT_OUR_CA), error.verify_message)
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):

@@ -105,6 +105,11 @@ class AdminHome:
         return self.broker / "directory.ndjson"
 
     @property
+    def clock(self) -> Path:
+        """The last time that the service or the broker knew for sure (`fleet.clock`)."""
+        return self.path / "clock.json"
+
+    @property
     def operator(self) -> AgentHome:
         """The first operator, `admin`."""
         return AgentHome(self.path / "operator")
@@ -136,6 +141,11 @@ class AgentHome:
     def trust(self) -> Path:
         """The roots, and nothing else."""
         return self.path / "trust.pem"
+
+    @property
+    def clock(self) -> Path:
+        """The last time that was known for sure (`fleet.clock`)."""
+        return self.path / "clock.json"
 
     def generation(self, number: int) -> Path:
         return self.path / f"gen-{number}"

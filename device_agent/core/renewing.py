@@ -46,6 +46,8 @@ from fleet.messages import encode_object, format_time
 # However far off the time is: the clock on the wall may be set meanwhile.
 _LOOK_SECONDS: Final = 3_600.0
 _SOONEST_SECONDS: Final = 0.05
+# Without any server in reach there is nobody to renew with either.
+_UNCONFIRMED_SECONDS: Final = 1.0
 # A broker that restarts closes connections as one that refuses does.
 _CLOSED_IN_A_ROW: Final = 3
 # A successor may not come to a connection for the whole of its life: then it is renewed all the same.
@@ -94,6 +96,8 @@ def _begin_if_due(state: State, moment: Moment, effects: list[Effect]) -> State:
     if moment.utc < due and not renewal.is_asked:
         seconds = (due - moment.utc).total_seconds()
         return _with(state, look_at=moment.monotonic + min(max(seconds, _SOONEST_SECONDS), _LOOK_SECONDS))
+    if not moment.is_confirmed and not renewal.is_asked:  # a clock that nobody has confirmed may say 2040
+        return _with(state, look_at=moment.monotonic + _UNCONFIRMED_SECONDS)
     effects.append(Renew(renewal.is_paced or renewal.is_asked, renewal.is_fresh))
     effects.append(Log(logging.INFO, "renewal.begun", (("serial", state.settings.serial),)))
     return _with(state, stage=Stage.PREPARING)

@@ -90,6 +90,7 @@ def status_line(state: State, moment: Moment) -> dict[str, Any]:
         "serial": str(settings.serial),
         "not_after": format_time(settings.not_after),
         "renewal": _renewal(state, moment),
+        **({"clock": moment.reading.fields()} if moment.reading else {}),
         "agent": settings.version,
         "boot": settings.boot,
         "applications": [{"app": app.name, "commands": list(app.commands)} for app in state.apps if app.rank],

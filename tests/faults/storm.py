@@ -43,6 +43,7 @@ from tests.certificates import pem
 from tests.deadlines import within
 from tests.fleets import CRL_URL, DOMAIN, Office, certificate_in, csr, new_key
 from tests.system.agents import LiveFleet, Operator, live_fleet
+from tests.unit.device_agent.clocks import real_clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ def _runner(home: AgentHome, queue: EventQueue) -> Runner:
     life = life_of(credential)
     settings = Settings(credential.device, life.serial, life.not_before, life.not_after, secrets.token_hex(8), "storm")
     chance = random.SystemRandom().random
-    world = World(lambda: Moment(time.monotonic(), datetime.now(UTC), chance()), time.monotonic, PosixDisk())
+    world = World(lambda: Moment(time.monotonic(), datetime.now(UTC), chance()), real_clock(), PosixDisk())
     return Runner(home, settings, credential, world, queue)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from fleet.layout import AgentHome
 from tests.deadlines import within
 from tests.mqtt import ACCEPTED, packet, puback, publish, suback
 from tests.unit.device_agent.authority import new_authority
+from tests.unit.device_agent.clocks import real_clock
 from tests.unit.device_agent.servers import Listener, server_context, tls_server
 
 OURS = new_authority()
@@ -103,7 +103,7 @@ class Device:
 
     def connect(self, server: Listener, epoch: int = 1, post: Callable[[Event], None] | None = None) -> Connection:
         order = Connect(epoch, Address("127.0.0.1", server.port), WILL)
-        connection = Connection(self.home, PUMP, order, post or self.events.put, time.monotonic)
+        connection = Connection(self.home, PUMP, order, post or self.events.put, real_clock())
         connection.start()
         return connection
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from fleet.config import Address
 from fleet.identity import DeviceId
 from fleet.layout import AgentHome, IdentityFiles
 from tests.unit.device_agent.authority import Authority, new_authority
+from tests.unit.device_agent.clocks import real_clock
 from tests.unit.device_agent.servers import server_context, tls_server
 
 PUMP = DeviceId("pump-07")
@@ -29,7 +29,7 @@ def proof_of(authority: Authority, folder: Path) -> Proof:
     home = AgentHome(folder / "home")
     certificate, key = authority.client(PUMP).write(home.generation(2))
     home.trust.write_text(authority.roots_pem)
-    return Proof(home, PUMP, IdentityFiles(certificate, key), time.monotonic)
+    return Proof(home, PUMP, IdentityFiles(certificate, key), real_clock())
 
 
 @pytest.mark.parametrize(

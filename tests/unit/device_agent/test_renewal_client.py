@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from device_agent.renewal_client import Renewer
 from device_agent.store import PosixDisk, Store
 from fleet.layout import AgentHome
 from tests.deadlines import within
+from tests.unit.device_agent.clocks import real_clock
 from tests.unit.device_agent.test_store import credential
 
 NOWHERE = "https://127.0.0.1:1"
@@ -27,7 +27,7 @@ def renewer_of(path: Path, post: Callable[[Event], None]) -> Renewer:
     store = Store(home, PosixDisk())
     store.prepare()
     store.complete(store.begin(credential().device, NOWHERE, b"key"), b"certificate", b"roots", credential())
-    return Renewer(home, PosixDisk(), credential(), time.monotonic, post)
+    return Renewer(home, PosixDisk(), credential(), real_clock(), post)
 
 
 def test_a_renewal_always_ends_in_a_word(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import ssl
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from fleet import est
 from fleet.identity import DeviceId, Role, Serial
 from fleet.layout import AgentHome, Credential
 from tests.unit.device_agent.authority import Authority, new_authority
+from tests.unit.device_agent.clocks import real_clock
 from tests.unit.device_agent.servers import http_answer, read_request, server_context, tls_server
 
 PUMP = DeviceId("pump-07")
@@ -70,7 +70,7 @@ class Device:
         connection.sendall(self.answers.get(path, says("404 Not Found"))())
 
     def prepare(self, *, is_paced: bool = True, is_fresh: bool = False) -> Credential | Later:
-        renewing = Renewing(self.home, PosixDisk(), datetime.now(UTC), time.monotonic)
+        renewing = Renewing(self.home, PosixDisk(), real_clock())
         return renewing.prepare(Order(is_paced, is_fresh))
 
     def problem(self, *, is_paced: bool = True, is_fresh: bool = False) -> str:

@@ -20,6 +20,7 @@ from fleet.identity import Role, Serial
 from fleet.layout import AgentHome, Credential
 from tests.deadlines import within
 from tests.unit.device_agent.authority import new_authority
+from tests.unit.device_agent.clocks import still_clock
 from tests.unit.device_agent.story import PUMP, SETTINGS, START
 
 CREDENTIAL = Credential(
@@ -67,7 +68,7 @@ def test_names_that_are_never_answered_gather_no_threads(tmp_path: Path, monkeyp
     heard, events = Heard("the last attempts hang"), EventQueue()
     logger = logging.getLogger("device_agent")
     logger.addHandler(heard)
-    world = World(moment, lambda: seconds, PosixDisk())
+    world = World(moment, still_clock(lambda: seconds), PosixDisk())
     runner = Runner(new_home(tmp_path), SETTINGS, CREDENTIAL, world, events)
     thread = threading.Thread(target=runner.run)
     thread.start()
@@ -90,7 +91,7 @@ def test_names_that_are_never_answered_gather_no_threads(tmp_path: Path, monkeyp
 def test_neither_timers_nor_events_starve(tmp_path: Path) -> None:
     """Under a flood of a firmware the pause before the next attempt would never end, or the firmware never be heard."""
     events = EventQueue()
-    world = World(lambda: Moment(5.0, START, 0.5), lambda: 5.0, PosixDisk())
+    world = World(lambda: Moment(5.0, START, 0.5), still_clock(lambda: 5.0), PosixDisk())
     runner = Runner(AgentHome(tmp_path), SETTINGS, CREDENTIAL, world, events)
     for app in (1, 2):
         events.post_now(AppLeft(app))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +16,7 @@ from device_agent.https import Answer, Request, RequestFailed
 from fleet.identity import Server
 from fleet.layout import IdentityFiles
 from tests.unit.device_agent.authority import DAY, Authority, Issued, new_authority
+from tests.unit.device_agent.clocks import real_clock
 from tests.unit.device_agent.servers import http_answer, listening, read_request, server_context, tls_server
 
 OURS = new_authority()
@@ -37,7 +37,7 @@ class Heard:
 
 def ask(port: int, host: str = "127.0.0.1", authority: Authority = OURS) -> Answer:
     """A request to what should be the enrollment service."""
-    context = tls.context_for(Server.ENROLL, authority.roots_pem, time.monotonic)
+    context = tls.context_for(Server.ENROLL, authority.roots_pem, real_clock())
     return https.send(Request(f"https://{host}:{port}", "/secret", headers={"Authorization": "token"}), context)
 
 
@@ -166,7 +166,7 @@ def test_a_key_that_does_not_fit_is_our_own_fault(tmp_path: Path) -> None:
     certificate, _ = OURS.client("pump-07").write(tmp_path / "a")
     _, other_key = OURS.client("pump-07").write(tmp_path / "b")
     with pytest.raises(ssl.SSLError):
-        tls.context_for(Server.BROKER, OURS.roots_pem, time.monotonic, IdentityFiles(certificate, other_key))
+        tls.context_for(Server.BROKER, OURS.roots_pem, real_clock(), IdentityFiles(certificate, other_key))
 
 
 @pytest.mark.parametrize("cause", list(Cause))
