@@ -1,4 +1,4 @@
-"""How many refusals a stranger may collect: fixed windows of a minute, in bounded memory (pure)."""
+"""How often somebody may do something, or be refused: fixed windows, in bounded memory (pure)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ MAX_KEYS: Final = 10_000
 
 @dataclass(slots=True)
 class RateLimit:
-    """Counts by key; `limit` in one window are let through. Times are monotonic, in seconds."""
+    """Counts by key; `limit` in one window are let through. Times are in seconds; before its beginning no window is."""
 
     limit: int
+    window_seconds: float = WINDOW_SECONDS
     _windows: OrderedDict[str, tuple[float, int]] = field(default_factory=OrderedDict)
 
     def retry_after(self, key: str, now: float) -> float:
         """Seconds until `key` may try again; 0 when it may now."""
         began, count = self._windows.get(key, (now, 0))
-        left = began + WINDOW_SECONDS - now
-        return left if count >= self.limit and left > 0 else 0.0
+        left = began + self.window_seconds - now
+        return left if count >= self.limit and 0 < left <= self.window_seconds else 0.0
 
     def count(self, key: str, now: float) -> None:
-        """One more refusal. The key that was refused longest ago is forgotten when memory is full."""
+        """One more. The key that was counted longest ago is forgotten when memory is full."""
         began, count = self._windows.pop(key, (now, 0))
-        if now - began >= WINDOW_SECONDS:
+        if not 0 <= now - began < self.window_seconds:
             began, count = now, 0
         self._windows[key] = (began, count + 1)
         if len(self._windows) > MAX_KEYS:

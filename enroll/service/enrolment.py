@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -9,6 +10,7 @@ from typing import Final
 
 from enroll import tokens
 from enroll.issuer import Issuer, client_names
+from enroll.rate_limit import RateLimit
 from enroll.registry import Registry, Transaction, identity, manufacturers, revocations
 from enroll.registry import lineage as lineage_rows
 from enroll.registry import tokens as token_rows
@@ -27,7 +29,7 @@ from enroll.service.certification import Order, certify, key_digest
 from enroll.service.hardware import Hardware, certificate_of_key, claimant, claimed
 from enroll.service.issuance import Issued, given, issued, repeat, repeat_number, store
 from enroll.service.lineage import Forked
-from enroll.service.waiting import Asker, Waiting, Wanted
+from enroll.service.waiting import Asker, TooManyWaiting, Waiting, Wanted
 from fleet import pki
 from fleet.errors import FleetError
 from fleet.est import Csr
@@ -37,6 +39,11 @@ from fleet.join import Token
 _ASK_AGAIN: Final = "ask for a new one: enroll token create"
 _NEW_KEY: Final = "make a new key and request; a key is certified once"
 
+
+# Each renewal stays in the registry, in the log and, once it is superseded, on a list of revocations. An agent that
+# finds that every new certificate is refused makes another one, an hour apart in the end.
+RENEWALS_PER_WINDOW: Final = 20
+_LONGEST_WINDOW: Final = timedelta(hours=1)
 
 _NOBODY_KNOWN: Final = Asker()
 
@@ -61,6 +68,7 @@ class Enrolment:
     domain: TrustDomain
     token_bytes: Callable[[int], bytes]
     lives: Mapping[str, timedelta] = field(default_factory=dict)
+    _renewals: dict[str, RateLimit] = field(default_factory=dict)
 
     def enrol(
         self, token: Token, read_csr: Callable[[], Csr], now: datetime, asker: Asker = _NOBODY_KNOWN
@@ -175,7 +183,7 @@ class Enrolment:
 
         Both may connect until the successor is confirmed or used to renew; a second successor ends the first. The same
         request again gets the same certificate again. Once a successor is in use, whoever asks is another device.
-        Raises: NotAdmitted, NotAllowed, Forked, RegistryUnavailable.
+        Raises: NotAdmitted, NotAllowed, Forked, TooManyWaiting (it renewed too often), RegistryUnavailable.
         """
         asked = Certifiable(csr, key_digest(csr.public_key))
         with self.registry.write() as transaction:
@@ -183,6 +191,11 @@ class Enrolment:
         if isinstance(outcome, Forked):  # only now: the alarm must stay
             raise outcome
         return outcome
+
+    def _paced(self, profile: pki.Profile) -> RateLimit:
+        """What bounds the renewals of one principal: so many an hour, or a life where that is shorter."""
+        window = min(_LONGEST_WINDOW, self.lives.get(profile.name, profile.life)).total_seconds()
+        return self._renewals.setdefault(profile.name, RateLimit(RENEWALS_PER_WINDOW, window))
 
     def _reenrol(
         self, transaction: Transaction, serial: Serial, asked: Certifiable, now: datetime, asker: Asker
@@ -201,6 +214,11 @@ class Enrolment:
             if lineage.was_replaced(transaction, peer, asked.key):
                 return lineage.freeze(transaction, peer, asker, now)
             raise NotAllowed("this key was certified before", hint=_NEW_KEY)
+        renewals = self._paced(pki.PROFILES[peer.certificate.profile])
+        if seconds := renewals.retry_after(record.id, now.timestamp()):
+            hint = f"it may again in {math.ceil(seconds)} s"
+            raise TooManyWaiting(f"{record.id} has renewed {RENEWALS_PER_WINDOW} times of late", hint=hint)
+        renewals.count(record.id, now.timestamp())
         return self.succeed(transaction, peer, live, asked, now, asker)
 
     def succeed(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from enroll.pacing import MAX_WAIT_SECONDS, Pacer
 from enroll.registry import endings, feed, identity, log
+from enroll.service.enrolment import RENEWALS_PER_WINDOW
 from enroll.service.succession import GRACE, end_due
 from fleet import est, pki
 from fleet.est import EstRequest, EstResponse
@@ -48,6 +49,32 @@ def listed(office: Office) -> frozenset[Serial]:
         entry = feed.entry_of(transaction, PUMP)
     assert entry is not None
     return entry.serials
+
+
+def test_one_device_cannot_fill_the_registry_with_renewals(office: Office) -> None:
+    """A stolen device adds a certificate, a log line and a line of the CRL, as fast as the service can sign."""
+    first, other = office.enrolled("pump-07"), office.enrolled("pump-08")
+    requests = [csr("pump-07") for _ in range(RENEWALS_PER_WINDOW)]
+    latest = [certificate_in(office.reenrol(first, request)) for request in requests][-1]
+    refused = office.reenrol(first, csr("pump-07"))
+    assert (503, b"pump-07 has renewed 20 times of late\nhint: it may again in 3600 s\n") == (
+        refused.status,
+        refused.body,
+    )
+    assert latest == certificate_in(office.reenrol(first, requests[-1])), "an answer that was lost"
+    assert 200 == office.reenrol(other, csr("pump-08")).status
+    office.wait(timedelta(hours=1))
+    assert 200 == office.reenrol(first, csr("pump-07")).status
+
+
+def test_a_certificate_of_minutes_is_renewed_as_often_as_it_needs(office: Office) -> None:
+    """Devices with short lives lose their identity, for one of hours is no more than a bound for a device."""
+    first = office.enrolled("pump-07", profile="test")
+    for _ in range(RENEWALS_PER_WINDOW):
+        assert 200 == office.reenrol(first, csr("pump-07")).status
+    assert 503 == office.reenrol(first, csr("pump-07")).status
+    office.wait(pki.TEST_CLIENT.life)
+    assert 200 == office.reenrol(first, csr("pump-07")).status
 
 
 def test_both_connect_until_the_grace_after_the_confirmation_is_over(office: Office) -> None:
