@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -71,6 +72,7 @@ class Issuer:
         self._signer = signer
         self._crl_url = crl_url.rstrip("/")
         self._authority_key = authority_key(certificate)
+        self._alike: dict[Profile, x509.CertificateBuilder] = {}
 
     def issue(
         self,
@@ -89,12 +91,19 @@ class Issuer:
         """
         self._check_remaining(profile, now)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names.common_name)])
-        builder = _valid(self.certificate, profile, now, life or profile.life)
-        builder = builder.subject_name(subject).issuer_name(self.certificate.subject).public_key(key)
-        builder = builder.serial_number(serial)
-        for extension, critical in self._extensions(profile, key, names, shard):
-            builder = builder.add_extension(extension, critical)
+        builder = _valid(self._begun(profile), self.certificate, profile, now, life or profile.life)
+        builder = builder.subject_name(subject).public_key(key).serial_number(serial)
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        builder = builder.add_extension(x509.SubjectAlternativeName(names.alternatives), critical=False)
+        builder = builder.add_extension(_distribution_point(self.crl_url(shard)), critical=False)
         return checked(self._signer.sign(builder), profile, self.certificate)
+
+    def _begun(self, profile: Profile) -> x509.CertificateBuilder:
+        """What all leaves of a profile have alike; built once."""
+        if profile not in self._alike:
+            builder = _of_profile(profile).issuer_name(self.certificate.subject)
+            self._alike[profile] = builder.add_extension(self._authority_key, critical=False)
+        return self._alike[profile]
 
     def crl_url(self, shard: int) -> str:
         """Where the CRL of a shard is: what its certificates say, and the CRL itself."""
@@ -111,23 +120,21 @@ class Issuer:
                 hint="its successor has to take over",
             )
 
-    def _extensions(
-        self, profile: Profile, key: PublicKey, names: Names, shard: int
-    ) -> Iterable[tuple[x509.ExtensionType, bool]]:
-        point = x509.DistributionPoint([x509.UniformResourceIdentifier(self.crl_url(shard))], None, None, None)
-        yield from common_extensions(profile, key)
-        yield self._authority_key, False
-        yield x509.SubjectAlternativeName(names.alternatives), False
-        yield x509.CRLDistributionPoints([point]), False
+
+@lru_cache(maxsize=4)  # the shard that is being filled, and the servers'
+def _distribution_point(url: str) -> x509.CRLDistributionPoints:
+    return x509.CRLDistributionPoints([x509.DistributionPoint([x509.UniformResourceIdentifier(url)], None, None, None)])
 
 
-def common_extensions(profile: Profile, key: PublicKey) -> Iterable[tuple[x509.ExtensionType, bool]]:
-    """What every certificate of a profile has, with whether it is critical."""
-    yield x509.BasicConstraints(ca=profile.is_ca, path_length=profile.path_length), True
-    yield pki.key_usage(profile), True
+def _of_profile(profile: Profile) -> x509.CertificateBuilder:
+    """A builder with what every certificate of a profile has."""
+    builder = x509.CertificateBuilder().add_extension(
+        x509.BasicConstraints(ca=profile.is_ca, path_length=profile.path_length), critical=True
+    )
+    builder = builder.add_extension(pki.key_usage(profile), critical=True)
     if profile.extended_key_usage is not None:
-        yield x509.ExtendedKeyUsage([profile.extended_key_usage]), False
-    yield x509.SubjectKeyIdentifier.from_public_key(key), False
+        builder = builder.add_extension(x509.ExtendedKeyUsage([profile.extended_key_usage]), critical=False)
+    return builder
 
 
 def issue_root(signer: Signer, common_name: str, *, serial: int, now: datetime) -> x509.Certificate:
@@ -160,10 +167,10 @@ def _issue_ca(
     now: datetime,
 ) -> x509.Certificate:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-    builder = _valid(parent, profile, now, profile.life).subject_name(subject).public_key(key).serial_number(serial)
+    builder = _valid(_of_profile(profile), parent, profile, now, profile.life)
+    builder = builder.subject_name(subject).public_key(key).serial_number(serial)
     builder = builder.issuer_name(parent.subject if parent else subject)
-    for extension, critical in common_extensions(profile, key):
-        builder = builder.add_extension(extension, critical)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     if parent is not None:
         builder = builder.add_extension(authority_key(parent), critical=False)
     certificate = signer.sign(builder)
@@ -183,20 +190,16 @@ def check_lives(lives: Mapping[str, timedelta]) -> None:
 
 
 def _valid(
-    issuer: x509.Certificate | None, profile: Profile, now: datetime, life: timedelta
+    builder: x509.CertificateBuilder, issuer: x509.Certificate | None, profile: Profile, now: datetime, life: timedelta
 ) -> x509.CertificateBuilder:
-    """A builder with the validity set: life counts from issuance, and lies within the issuer's."""
+    """The builder with the validity set: life counts from issuance, and lies within the issuer's."""
     if not profile.min_life <= life <= profile.max_life:
         raise FleetError(f"a {profile.name} certificate lives {profile.min_life} to {profile.max_life}, not {life}")
     begin, end = now - profile.backdate_of(life), now + life
     if issuer is not None:
         begin = max(begin, issuer.not_valid_before_utc)
         end = min(end, issuer.not_valid_after_utc)
-    return (
-        x509.CertificateBuilder()
-        .not_valid_before(begin.replace(microsecond=0))
-        .not_valid_after(end.replace(microsecond=0))
-    )
+    return builder.not_valid_before(begin.replace(microsecond=0)).not_valid_after(end.replace(microsecond=0))
 
 
 def checked(certificate: x509.Certificate, profile: Profile, issuer: x509.Certificate) -> x509.Certificate:

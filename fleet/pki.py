@@ -6,10 +6,10 @@ A profile is data; `enroll/issuer.py` builds from it and calls `violations` on w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -123,89 +123,103 @@ def extension(certificate: x509.Certificate, kind: type[_Extension]) -> x509.Ext
     return next((found for found in certificate.extensions if type(found.value) is kind), None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Claimed:
+    """A certificate, its extensions by their kind (parsed once), and the profile that it claims."""
+
+    certificate: x509.Certificate
+    extensions: Mapping[type[x509.ExtensionType], x509.Extension[x509.ExtensionType]]
+    profile: Profile
+
+    def get(self, kind: type[_Extension]) -> x509.Extension[_Extension] | None:
+        return cast("x509.Extension[_Extension] | None", self.extensions.get(kind))
+
+
 def violations(certificate: x509.Certificate, profile: Profile) -> list[str]:
     """Every way in which `certificate` is not of `profile`, in words; empty when it is."""
-    return [problem for check in _CHECKS for problem in check(certificate, profile)]
+    claimed = _Claimed(certificate, {type(found.value): found for found in certificate.extensions}, profile)
+    return [problem for check in _CHECKS for problem in check(claimed)]
 
 
-def _check_validity(certificate: x509.Certificate, profile: Profile) -> Iterator[str]:
-    spans = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+def _check_validity(claimed: _Claimed) -> Iterator[str]:
+    profile = claimed.profile
+    spans = claimed.certificate.not_valid_after_utc - claimed.certificate.not_valid_before_utc
     if spans <= timedelta(0):
         yield "not_after is not after not_before"
     if spans > profile.max_life + profile.backdate:
         yield f"it is valid for {spans}, the profile allows {profile.max_life}"
 
 
-def _check_serial(certificate: x509.Certificate, _profile: Profile) -> Iterator[str]:
-    if not 0 < certificate.serial_number < 1 << 159:
+def _check_serial(claimed: _Claimed) -> Iterator[str]:
+    if not 0 < claimed.certificate.serial_number < 1 << 159:
         yield "the serial number is not positive and at most 20 octets (RFC 5280, 4.1.2.2)"
 
 
-def _check_key(certificate: x509.Certificate, _profile: Profile) -> Iterator[str]:
+def _check_key(claimed: _Claimed) -> Iterator[str]:
     try:
-        check_public_key(certificate.public_key())
+        check_public_key(claimed.certificate.public_key())
     except WeakKey as error:
         yield error.message
 
 
-def _check_basic_constraints(certificate: x509.Certificate, profile: Profile) -> Iterator[str]:
-    found = extension(certificate, x509.BasicConstraints)
+def _check_basic_constraints(claimed: _Claimed) -> Iterator[str]:
+    found, profile = claimed.get(x509.BasicConstraints), claimed.profile
     if found is None or not found.critical:
         yield "basic constraints are missing or not critical"
     elif (found.value.ca, found.value.path_length) != (profile.is_ca, profile.path_length):
         yield f"basic constraints are CA:{found.value.ca}, pathlen {found.value.path_length}"
 
 
-def _check_key_usage(certificate: x509.Certificate, profile: Profile) -> Iterator[str]:
-    found = extension(certificate, x509.KeyUsage)
+def _check_key_usage(claimed: _Claimed) -> Iterator[str]:
+    found = claimed.get(x509.KeyUsage)
     if found is None or not found.critical:
         yield "key usage is missing or not critical"
-    elif found.value != key_usage(profile):
+    elif found.value != key_usage(claimed.profile):
         yield "key usage is not the profile's"
 
 
-def _check_extended_key_usage(certificate: x509.Certificate, profile: Profile) -> Iterator[str]:
-    found = extension(certificate, x509.ExtendedKeyUsage)
-    wanted = [] if profile.extended_key_usage is None else [profile.extended_key_usage]
-    if (list(found.value) if found else []) != wanted:
+def _check_extended_key_usage(claimed: _Claimed) -> Iterator[str]:
+    found, wanted = claimed.get(x509.ExtendedKeyUsage), claimed.profile.extended_key_usage
+    if (list(found.value) if found else []) != ([] if wanted is None else [wanted]):
         yield "extended key usage is not just the profile's"
 
 
-def _check_key_identifiers(certificate: x509.Certificate, profile: Profile) -> Iterator[str]:
-    if extension(certificate, x509.SubjectKeyIdentifier) is None:
+def _check_key_identifiers(claimed: _Claimed) -> Iterator[str]:
+    if claimed.get(x509.SubjectKeyIdentifier) is None:
         yield "the subject key identifier is missing"
-    if extension(certificate, x509.AuthorityKeyIdentifier) is None and profile != ROOT:
+    if claimed.get(x509.AuthorityKeyIdentifier) is None and claimed.profile != ROOT:
         yield "the authority key identifier is missing"
 
 
-def _check_names(certificate: x509.Certificate, profile: Profile) -> Iterator[str]:
+def _check_names(claimed: _Claimed) -> Iterator[str]:
+    profile = claimed.profile
     if profile.is_ca:
         return
-    if len(list(certificate.subject)) != 1:
+    subject = list(claimed.certificate.subject)
+    if len(subject) != 1:
         yield "the subject is not exactly one common name"
-    found = extension(certificate, x509.SubjectAlternativeName)
+    found = claimed.get(x509.SubjectAlternativeName)
     names = list(found.value) if found else []
-    uris = [name for name in names if isinstance(name, x509.UniformResourceIdentifier)]
-    if len(uris) != 1 or not uris[0].value.startswith("spiffe://"):
+    uris = [name.value for name in names if isinstance(name, x509.UniformResourceIdentifier)]
+    if len(uris) != 1 or not uris[0].startswith("spiffe://"):
         yield "the subject alternative names do not hold exactly one SPIFFE id"
     is_client = profile.extended_key_usage == ExtendedKeyUsageOID.CLIENT_AUTH
     if is_client and len(names) != 1:
         yield "a client certificate names more than its SPIFFE id"
-    if is_client and uris and not uris[0].value.endswith(f"/{_common_name_text(certificate)}"):
+    if is_client and uris and not uris[0].endswith(f"/{_common_name_text(subject)}"):
         yield "the SPIFFE id does not end in the common name"
 
 
-def _check_distribution_point(certificate: x509.Certificate, profile: Profile) -> Iterator[str]:
-    if not profile.is_ca and extension(certificate, x509.CRLDistributionPoints) is None:
+def _check_distribution_point(claimed: _Claimed) -> Iterator[str]:
+    if not claimed.profile.is_ca and claimed.get(x509.CRLDistributionPoints) is None:
         yield "the CRL distribution point is missing"
 
 
-def _common_name_text(certificate: x509.Certificate) -> str:
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(names[0].value) if names else ""
+def _common_name_text(subject: Iterable[x509.NameAttribute[str | bytes]]) -> str:
+    return next((str(name.value) for name in subject if name.oid == NameOID.COMMON_NAME), "")
 
 
-_CHECKS: tuple[Callable[[x509.Certificate, Profile], Iterable[str]], ...] = (
+_CHECKS: tuple[Callable[[_Claimed], Iterable[str]], ...] = (
     _check_validity,
     _check_serial,
     _check_key,
@@ -220,10 +234,14 @@ _CHECKS: tuple[Callable[[x509.Certificate, Profile], Iterable[str]], ...] = (
 
 def key_usage(profile: Profile) -> x509.KeyUsage:
     """A CA signs certificates and CRLs; a leaf makes digital signatures."""
+    return _CA_USAGE if profile.is_ca else _LEAF_USAGE
+
+
+def _usage(*, is_ca: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=not profile.is_ca,
-        key_cert_sign=profile.is_ca,
-        crl_sign=profile.is_ca,
+        digital_signature=not is_ca,
+        key_cert_sign=is_ca,
+        crl_sign=is_ca,
         content_commitment=False,
         key_encipherment=False,
         data_encipherment=False,
@@ -231,3 +249,7 @@ def key_usage(profile: Profile) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
+
+
+_CA_USAGE = _usage(is_ca=True)
+_LEAF_USAGE = _usage(is_ca=False)

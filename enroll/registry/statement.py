@@ -47,7 +47,7 @@ class Statement:
         for row in cursor:
             yield compiled.result(row)
 
-    def _cursor(self, connection: Connection, parameters: Mapping[str, object]) -> tuple[Any, _Compiled]:
+    def _cursor(self, connection: Connection, parameters: dict[str, object]) -> tuple[Any, _Compiled]:
         dialect = connection.dialect
         compiled = self._compiled.get(dialect.name)
         if compiled is None:
@@ -63,29 +63,27 @@ def insert_into(table: Table, *columns: str) -> Statement:
 
 
 class _Compiled:
-    """A statement for one database, whose driver takes parameters by position."""
+    """A statement for one database, whose driver takes parameters by name."""
 
     def __init__(self, clause: ClauseElement, dialect: Dialect) -> None:
         compiled = clause.compile(dialect=dialect)
         assert isinstance(compiled, SQLCompiler)
-        assert compiled.positiontup is not None
+        assert not compiled.positional
         assert not compiled.post_compile_params, "an IN of a list has no SQL of its own: write == and |"
         self.sql = str(compiled)
-        self._arguments = [
-            (name, compiled.binds[name].value, _bind_processor(compiled.binds[name].type, dialect))
-            for name in compiled.positiontup
-        ]
+        self._constants = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
+        found = ((name, _bind_processor(bind.type, dialect)) for name, bind in compiled.binds.items())
+        self._processors = [(name, process) for name, process in found if process is not None]
         columns = _result_columns(clause)
         self._results = [_result_processor(column, dialect) for column in columns]
         self._has_results = any(self._results)
 
-    def arguments(self, parameters: Mapping[str, object]) -> list[object]:
-        """The arguments in the order of their marks in the SQL; a constant of the statement is its own."""
-        values = []
-        for name, constant, process in self._arguments:
-            value = parameters.get(name, constant)
-            values.append(value if process is None else process(value))
-        return values
+    def arguments(self, parameters: dict[str, object]) -> Mapping[str, object]:
+        """`parameters`, which is used up, as the driver takes them; a constant of the statement is its own."""
+        arguments = self._constants | parameters if self._constants else parameters
+        for name, process in self._processors:
+            arguments[name] = process(arguments[name])
+        return arguments
 
     def result(self, row: Row) -> Row:
         """A row of the driver's as Python values."""
