@@ -87,6 +87,7 @@ def test_what_is_confirmed_in_time_never_touches_the_disk() -> None:
 
 def test_what_is_unconfirmed_for_2_seconds_goes_to_disk() -> None:
     """A half-open connection would take messages with it when the power goes."""
+    assert 2.0 == FLUSH_SECONDS
     story = Story()
     story.go_online()
     story.feed(AppJoined(1))

@@ -197,6 +197,17 @@ def test_a_puback_that_says_no_is_not_taken_for_delivery(device: Device, context
         connection.join(within(5))
 
 
+def test_a_subscription_that_is_refused_ends_the_connection(device: Device, context: ssl.SSLContext) -> None:
+    """The device looks connected, and no command ever reaches it."""
+    broker = Broker(lambda frame: suback(0x80, id=mid_of(frame)) if frame[0] >> 4 == SUBSCRIBE else polite(frame))
+    with tls_server(context, broker) as server:
+        connection = device.connect(server)
+        device.next(Connected)
+        connection.perform(Subscribe(1, ("devices/pump-07/down/#",)))
+        assert Cause.REFUSED is device.next(Disconnected).failure.cause
+        connection.join(within(5))
+
+
 def test_what_is_ordered_after_the_end_is_never_sent(device: Device, context: ssl.SSLContext) -> None:
     """paho queues it although it returns an error, and the next connection sends it: twice, for core sends it too."""
     broker = Broker(lambda frame: None if frame[0] >> 4 == SUBSCRIBE else polite(frame))

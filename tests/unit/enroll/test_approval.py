@@ -340,6 +340,17 @@ def test_pairing_replaces_nobody(office: Office) -> None:
             approve(office, code)
 
 
+def test_what_happened_since_the_approval_of_a_pairing_counts(office: Office) -> None:
+    """Two devices have one name, or one key is two devices', because an admin said yes before that."""
+    key, other_key = new_key(), new_key()
+    for device, paired in (("pump-07", key), ("pump-08", other_key)):
+        approve(office, request_in(pair(office, csr(device, paired))))
+    first = office.enrolled("pump-07")
+    certificate_in(office.enrol(office.invite("valve-1"), csr("valve-1", other_key)))
+    assert [403, 403] == [pair(office, csr("pump-07", key)).status, pair(office, csr("pump-08", other_key)).status]
+    assert 200 == office.get(est.CONFIG, first).status
+
+
 def test_a_paired_device_that_was_revoked_does_not_come_back(office: Office) -> None:
     """The code that let it in lets it in again."""
     der = csr("pump-07")
