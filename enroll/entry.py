@@ -15,4 +15,6 @@ def main() -> int:
             raise
         print(explanation, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # loading takes seconds on a small machine
+        return 130
     return command()
