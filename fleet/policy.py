@@ -66,6 +66,13 @@ class Grants:
     publish: tuple[tuple[str, Rule], ...]
     subscribe: tuple[tuple[str, Rule], ...]
 
+    def may_publish(self, topic: str) -> bool:
+        """Whether `decide` allows to publish to this valid topic name, for a caller that asks for every message."""
+        for allowed, _ in self.publish:  # noqa: SIM110 - `any` makes a generator for it
+            if topics.matches(allowed, topic):
+                return True
+        return False
+
     def decide(self, action: Action, topic: str) -> Decision:
         """Decide a valid topic name (publish) or topic filter (subscribe)."""
         if action is Action.PUBLISH:

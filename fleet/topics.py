@@ -6,7 +6,9 @@ Topic names and filters follow MQTT 3.1.1, section 4.7.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fleet.errors import InvalidInput
 from fleet.identity import DeviceId
@@ -236,15 +238,21 @@ def _is_topic_text(text: str) -> bool:
 
 def matches(topic_filter: str, topic: str) -> bool:
     """Whether a valid filter matches a topic name (MQTT 3.1.1, 4.7): no leading wildcard matches a `$` topic."""
-    if topic[:1] == "$" and topic_filter[:1] in ("+", "#"):
-        return False
-    wanted, levels = topic_filter.split("/"), topic.split("/")
-    for at, level in enumerate(wanted):
-        if level == "#":
-            return True  # the parent itself is matched too: 4.7.1.2
-        if at >= len(levels) or level not in ("+", levels[at]):
-            return False
-    return len(wanted) == len(levels) or (len(wanted) == len(levels) + 1 and wanted[-1] == "#")
+    if "+" in topic_filter:
+        return _expression(topic_filter)(topic) is not None
+    if topic_filter[-1:] != "#":
+        return topic_filter == topic
+    if topic_filter == "#":
+        return topic[:1] != "$"
+    return topic.startswith(topic_filter[:-1]) or topic == topic_filter[:-2]  # the parent itself too: 4.7.1.2
+
+
+@lru_cache(maxsize=1024)
+def _expression(topic_filter: str) -> Callable[[str], object]:
+    """Gives None for each topic name that a valid filter does not match."""
+    levels = ["[^/]*" if level == "+" else re.escape(level) for level in topic_filter.removesuffix("/#").split("/")]
+    pattern = "/".join(levels) + ("(?:/.*)?" if topic_filter.endswith("/#") else "")
+    return re.compile(rf"(?!\$){pattern}" if topic_filter[0] == "+" else pattern, re.DOTALL).fullmatch
 
 
 def covers(allowed: str, requested: str) -> bool:

@@ -180,12 +180,13 @@ class Swarm:
         coming, wires, opening, refused = iter(wanted), [], 0, 0
         while True:
             opening, refused = opening - len(self.refused) + refused, len(self.refused)
-            while opening < at_once and (one := next(coming, None)) is not None:
+            begun = len(wires)
+            while len(wires) < begun + _AT_ONCE and opening < at_once and (one := next(coming, None)) is not None:
                 wires.append(self._begin(*one))
                 opening += 1
             if not opening:
                 return wires
-            for wire, data in self.poll(_STALLED_SECONDS):
+            for wire, data in self.poll(0.0 if len(wires) > begun else _STALLED_SECONDS):
                 if wire.stage is Stage.READY:
                     if others is not None:
                         others.arrived(wire, data)

@@ -106,9 +106,9 @@ class _Lines:
 
 
 class Backlog:
-    """`stats` counts what was dropped."""
+    """`stats` counts what was dropped. `has_qos_0` and `has_others`: whether messages of QoS 0, or of 1 and 2, wait."""
 
-    __slots__ = ("_max_bytes", "_max_messages", "_others", "_qos_0", "_stats")
+    __slots__ = ("_max_bytes", "_max_messages", "_others", "_qos_0", "_stats", "has_others", "has_qos_0")
 
     def __init__(self, max_messages: int, max_bytes: int, stats: Stats) -> None:
         self._max_messages = max_messages
@@ -116,6 +116,7 @@ class Backlog:
         self._stats = stats
         self._qos_0 = _Lines()
         self._others = _Lines()
+        self.has_qos_0 = self.has_others = False  # plain fields: asked for every message to every subscriber
 
     def __len__(self) -> int:
         return self._qos_0.count + self._others.count
@@ -123,15 +124,6 @@ class Backlog:
     @property
     def size_bytes(self) -> int:
         return self._qos_0.size_bytes + self._others.size_bytes
-
-    @property
-    def has_qos_0(self) -> bool:
-        return self._qos_0.count > 0
-
-    @property
-    def has_others(self) -> bool:
-        """Whether a message of QoS 1 or 2 waits."""
-        return self._others.count > 0
 
     def put(self, publish: Publish, qos: int, sender: Sender) -> None:
         """Keep a message, or drop it or others where there is no room."""
@@ -142,18 +134,27 @@ class Backlog:
                 self._stats.messages_dropped += 1
                 return
         lines.put(sender, (publish, qos))
+        self._changed()
 
     def pop_qos_0(self) -> Waiting:
         """The next message of QoS 0."""
-        return self._qos_0.pop()
+        message = self._qos_0.pop()
+        self._changed()
+        return message
 
     def pop_other(self) -> Waiting:
         """The next message of QoS 1 or 2."""
-        return self._others.pop()
+        message = self._others.pop()
+        self._changed()
+        return message
 
     def clear(self) -> None:
         self._qos_0.clear()
         self._others.clear()
+        self._changed()
+
+    def _changed(self) -> None:
+        self.has_qos_0, self.has_others = self._qos_0.count > 0, self._others.count > 0
 
     def _has_room(self, qos: int, size: int) -> bool:
         if qos:
@@ -168,5 +169,6 @@ class Backlog:
         if others is lines and cost <= lines.cost_of(sender) + size + _COST_OF_A_MESSAGE:
             return False  # nobody has more than this one would
         others.drop_last_of(greediest)
+        self._changed()
         self._stats.messages_dropped += 1
         return True

@@ -7,6 +7,7 @@ is still there.
 from __future__ import annotations
 
 import socket
+from functools import partial
 from typing import Final, NoReturn
 
 from amqtt.broker import Broker, Server
@@ -14,8 +15,9 @@ from amqtt.contexts import BrokerConfig, ListenerConfig
 from amqtt.errors import BrokerError
 from amqtt.session import Session
 
+from broker.engines.amqtt.door import Door
 from broker.engines.amqtt.hub import Hub
-from broker.engines.amqtt.listener import Door
+from broker.engines.amqtt.listener import Connection
 from broker.engines.amqtt.packets import Publish
 
 OVERRIDDEN: Final = (
@@ -42,7 +44,9 @@ class FleetBroker(Broker):
         self._bound = bound
 
     async def _start_listeners(self) -> None:
-        instance = await self._door.loop.create_server(self._door.protocol, sock=self._bound, backlog=_BACKLOG)
+        instance = await self._door.loop.create_server(
+            partial(Connection, self._door), sock=self._bound, backlog=_BACKLOG
+        )
         self._servers["default"] = Server("default", instance)
 
     async def _broadcast_message(

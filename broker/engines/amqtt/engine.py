@@ -12,9 +12,9 @@ from broker.directory import Change
 from broker.engine import Capabilities, Client, Clock, Event, Listener, Reason, Rules, Stats
 from broker.engines.amqtt import admission, packets
 from broker.engines.amqtt.counters import CounterTopics
+from broker.engines.amqtt.door import Door
 from broker.engines.amqtt.embedding import FleetBroker
 from broker.engines.amqtt.hub import Hub
-from broker.engines.amqtt.listener import Door
 from broker.trust import ClientTrust, Trust
 from fleet.config import Address
 from fleet.errors import FleetError, Unreachable

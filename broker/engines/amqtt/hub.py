@@ -296,7 +296,7 @@ class Hub:
         return True
 
     def _may_publish(self, session: FleetSession, packet: Publish) -> bool:
-        if session.grants.decide(Action.PUBLISH, packet.topic).allowed:
+        if session.grants.may_publish(packet.topic):
             if len(session.granted_topics) >= _MAX_GRANTED_TOPICS:
                 session.granted_topics.clear()
             session.granted_topics.add(packet.topic)

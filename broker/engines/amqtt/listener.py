@@ -10,7 +10,7 @@ from typing import Final, cast
 from broker.engine import Reason, Refused
 from broker.engines.amqtt import admission, packets
 from broker.engines.amqtt.admission import Admitted
-from broker.engines.amqtt.hub import Hub
+from broker.engines.amqtt.door import Door
 from broker.engines.amqtt.identity import IdentityRefused, PeerIdentity, identify
 from broker.engines.amqtt.packets import (
     Connect,
@@ -22,11 +22,10 @@ from broker.engines.amqtt.packets import (
     Unsubscribe,
     UnsupportedLevel,
 )
-from broker.engines.amqtt.parser import Parser, TopicNames
-from broker.engines.amqtt.rates import Inquiries, Usage
+from broker.engines.amqtt.parser import Parser
+from broker.engines.amqtt.rates import Usage
 from broker.engines.amqtt.session import FleetSession
 from broker.engines.amqtt.tls import TlsChannel
-from broker.trust import Trust
 
 _SLICE_BYTES: Final = 16_384  # what is looked at in one go: nobody's turn is long, and nobody gets far ahead of a limit
 _RECORD_BYTES: Final = 22  # of TLS 1.3 around the content of a record (RFC 8446, 5.2)
@@ -40,58 +39,6 @@ _LINGER_SECONDS: Final = 2.0  # for what was written last to be read, before the
 _MAX_CHECK_SECONDS: Final = 60.0  # also how late a clock that jumped is noticed
 
 _LOST_ON_THE_WAY: Final = (Reason.REVOKED, Reason.SUSPENDED, Reason.REMOVED, Reason.SUPERSEDED, Reason.EXPIRED)
-
-
-class Door:
-    """What the connections of one listener share."""
-
-    def __init__(self, hub: Hub, trust: Trust, loop: asyncio.AbstractEventLoop) -> None:
-        self.hub = hub
-        self.trust = trust
-        self.loop = loop
-        limits = hub.limits
-        self.inquiries = Inquiries(limits.connects_per_minute)
-        self.topic_names = TopicNames(limits.max_topic_bytes, limits.max_topic_levels)
-        self.open: set[Connection] = set()
-        self._pending: dict[Connection, None] = {}  # not let in yet, in the order in which they came
-        self._to_flush: list[Connection] = []
-
-    def protocol(self) -> Connection:
-        """For each connection that is accepted."""
-        return Connection(self)
-
-    def enter(self, connection: Connection) -> bool:
-        """Whether there is room for one more; where those who were not let in yet take it, the oldest gives way."""
-        limits = self.hub.limits
-        if len(self._pending) >= limits.max_pending_connections or (
-            self._pending and len(self.open) >= limits.max_connections
-        ):
-            next(iter(self._pending)).give_way()
-        elif len(self.open) >= limits.max_connections:
-            return False
-        self.open.add(connection)
-        self._pending[connection] = None
-        return True
-
-    @property
-    def pending(self) -> int:
-        """How many connections were not let in yet."""
-        return len(self._pending)
-
-    def settled(self, connection: Connection) -> None:
-        """A connection was let in, or ends."""
-        self._pending.pop(connection, None)
-
-    def flush_soon(self, connection: Connection) -> None:
-        """Once for all that is written in this turn of the loop."""
-        if not self._to_flush:
-            self.loop.call_soon(self._flush)
-        self._to_flush.append(connection)
-
-    def _flush(self) -> None:
-        connections, self._to_flush = self._to_flush, []
-        for connection in connections:
-            connection.flush()
 
 
 class Connection(asyncio.Protocol):
@@ -161,13 +108,18 @@ class Connection(asyncio.Protocol):
         self._set_deadline(door.hub.limits.handshake_seconds)
 
     def data_received(self, data: bytes) -> None:
-        if len(data) <= _SLICE_BYTES and not self._inbox and not self._must_wait:
-            self._take(data)
-            if not self._has_peer_ended:
-                return
-        else:
-            self._inbox = memoryview(bytes(self._inbox) + data if self._inbox else data)
-        self._work()
+        door = self._door
+        door.begin_read()
+        try:
+            if len(data) <= _SLICE_BYTES and not self._inbox and not self._must_wait:
+                self._take(data)
+                if not self._has_peer_ended:
+                    return
+            else:
+                self._inbox = memoryview(bytes(self._inbox) + data if self._inbox else data)
+            self._work()
+        finally:
+            door.end_read()
 
     def pause_writing(self) -> None:
         self._is_paused = True
@@ -219,10 +171,10 @@ class Connection(asyncio.Protocol):
         counted.bytes_sent += self._out_bytes
         self._out, self._out_bytes = [], 0
         try:
-            self._tls.write(frames[0] if len(frames) == 1 else b"".join(frames))
+            wire = self._tls.encrypt(frames[0] if len(frames) == 1 else b"".join(frames))
         except ssl.SSLError:
             return  # the connection is about to be lost
-        self._transport.write(self._tls.flush())
+        self._transport.write(wire)
         if self._session is not None and self._session.has_more:
             self._session.pump()
 
@@ -295,7 +247,7 @@ class Connection(asyncio.Protocol):
             if is_early and not self._shake_hands():
                 self._charge_stranger(len(piece))
                 return
-            data, self._has_peer_ended = self._tls.read()
+            data, self._has_peer_ended = self._tls.read(len(piece))
         except ssl.SSLError as error:  # under TLS 1.3 a client may refuse our certificate after the handshake
             self._end_before(Reason.HANDSHAKE if self._session is None else Reason.LOST, _tls_reason(error))
             return
@@ -305,7 +257,9 @@ class Connection(asyncio.Protocol):
             self._charge_stranger(len(piece))
         else:
             self._overhead_bytes += len(piece) - len(data)
-        if data and not self._is_ending:
+        if self._is_ending:
+            return
+        if data:
             self._rest = self._parser.feed(data)
         self._take_packets(len(data))
 
@@ -315,8 +269,6 @@ class Connection(asyncio.Protocol):
             self._end_before(Reason.HANDSHAKE, "too much before CONNECT")
 
     def _take_packets(self, size_bytes: int) -> None:
-        if self._is_ending:
-            return
         hub, now, count, acknowledged = self._door.hub, self._door.loop.time(), 0, 0
         try:
             for packet in self._rest:
@@ -331,7 +283,7 @@ class Connection(asyncio.Protocol):
                 else:
                     hub.handle(session, packet)
                     count += _further_requests(packet)
-                if self._must_wait:
+                if self._is_ending or self._held is not None or self._slowing is not None:  # `_must_wait`, quickly
                     return
                 self._last_packet_at = now
                 self._packet_began_at = 0.0
@@ -354,7 +306,7 @@ class Connection(asyncio.Protocol):
         """How many TLS records came with nothing of a packet in them: they cost as much as one."""
         unpaid = self._overhead_bytes - packets * _RECORD_BYTES
         if unpaid <= _PARTIAL_RECORD_BYTES:
-            self._overhead_bytes = max(0, unpaid)
+            self._overhead_bytes = unpaid if unpaid > 0 else 0  # noqa: FURB136 - for every read
             return 0
         self._overhead_bytes = _PARTIAL_RECORD_BYTES
         return (unpaid - _PARTIAL_RECORD_BYTES) // _RECORD_BYTES
@@ -385,6 +337,8 @@ class Connection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Take up what had to wait."""
+        if self._is_ending:
+            return
         self._take_packets(0)
         self._work()
         self._resume_reading()

@@ -67,8 +67,8 @@ class Publish:
         self.frame = frame
         self.packet_id = packet_id
         self.qos = first >> 1 & 3
-        self.retain = bool(first & _RETAIN)
-        self.dup = bool(first & _DUP)
+        self.retain = first & _RETAIN != 0
+        self.dup = first & _DUP != 0
         self._topic_at = topic_at
         self._body_at = body_at
         self._plain: bytes | None = frame if first == _PUBLISH else None
@@ -117,10 +117,16 @@ class Publish:
         if qos == 0:
             return self._unnumbered(_PUBLISH | _RETAIN) if retain else self.plain()
         if self._prefix is None:
-            name = self._topic_field()
-            self._prefix = encode_length(len(name) + 2 + len(self.frame) - self._body_at) + name
+            self._prefix = self._length_and_name()
         first = _PUBLISH | qos << 1 | (_RETAIN if retain else 0) | (_DUP if dup else 0)
         return b"".join((_BYTE[first], self._prefix, packet_id.to_bytes(2, "big"), self.frame[self._body_at :]))
+
+    def _length_and_name(self) -> bytes:
+        """What stands before the packet id."""
+        if self.qos:
+            return self.frame[1 : self._body_at - 2]  # as it came: the lengths are the same
+        name = self._topic_field()
+        return encode_length(len(name) + 2 + len(self.frame) - self._body_at) + name
 
 
 @dataclass(slots=True)  # not frozen: one is made for every message, and freezing costs thrice

@@ -32,7 +32,8 @@ from fleet import topics
 # Of the non-characters (Unicode, 23.7) the last two of every plane are among them.
 _PLANE_ENDS = "".join(chr(plane << 16 | 0xFFFE) + chr(plane << 16 | 0xFFFF) for plane in range(17))
 _UNWANTED = re.compile(f"[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef{_PLANE_ENDS}]")
-_MAX_CACHED_TOPICS: Final = 4096
+_MAX_CACHED_TOPICS: Final = 16_384
+_MAX_CACHED_TOPIC_BYTES: Final = 128
 
 # What a client may send: packet type and flags in one byte (2.2.1, 2.2.2). PUBLISH has flags of its own.
 _PUBLISH_FIRST: Final = frozenset(range(0x30, 0x40)) - {0x36, 0x37, 0x3E, 0x3F, 0x38, 0x39}
@@ -41,12 +42,13 @@ _CONTROL_FIRST: Final = frozenset({0x10, 0x40, 0x50, 0x62, 0x70, 0x82, 0xA2, 0xC
 
 
 class TopicNames:
-    """Topic names that were found valid, by their bytes; shared by connections, bounded."""
+    """Topic names that were found valid, by their bytes; shared by connections, the last few thousand of them."""
 
-    __slots__ = ("_known", "_max_bytes", "_max_levels")
+    __slots__ = ("_known", "_known_before", "_max_bytes", "_max_levels")
 
     def __init__(self, max_bytes: int = 1024, max_levels: int = 32) -> None:
         self._known: dict[bytes, str] = {}
+        self._known_before: dict[bytes, str] = {}
         self._max_bytes = max_bytes
         self._max_levels = max_levels
 
@@ -55,13 +57,20 @@ class TopicNames:
         known = self._known.get(data)
         if known is not None:
             return known
+        name = self._known_before.get(data) or self._checked(data)
+        if len(data) > _MAX_CACHED_TOPIC_BYTES:
+            return name
+        if len(self._known) >= _MAX_CACHED_TOPICS:
+            # Who makes up a topic for each message displaces others' for the time of one generation at most.
+            self._known_before, self._known = self._known, {}
+        self._known[data] = name
+        return name
+
+    def _checked(self, data: bytes) -> str:
         name = _decode_text(data)
         self.check_size(name, len(data))
-        if not topics.is_topic_name(name):
+        if not data or b"+" in data or b"#" in data:  # what else makes a topic's name was checked
             raise _not_a_topic_name(name)
-        if len(self._known) >= _MAX_CACHED_TOPICS:
-            self._known.clear()
-        self._known[data] = name
         return name
 
     def check_size(self, topic: str, size_bytes: int) -> None:
@@ -95,6 +104,15 @@ class Parser:
 
         To be exhausted before the next call.
         """
+        body_at = _header_of_one_publish(data)
+        if body_at and not self._held and len(data) <= self._max_packet_bytes:
+            try:
+                return iter((self._publish(data, body_at),))
+            except ProtocolViolation:
+                return self._feed(data)  # which says so when it is asked for it
+        return self._feed(data)
+
+    def _feed(self, data: bytes) -> Iterator[Packet]:
         if self._held:
             self._held += data
             if len(self._held) < self._needed:
@@ -159,6 +177,17 @@ class Parser:
         return Publish(self._topics.name(frame[name_at:name_end]), frame, topic_at, body_at, packet_id)
 
 
+def _header_of_one_publish(data: bytes) -> int:
+    """The length of its fixed header, if `data` is one PUBLISH and nothing beside it, which most reads are; or 0."""
+    size = len(data)
+    if size < 4 or data[0] not in _PUBLISH_FIRST:
+        return 0
+    if size < 130:
+        return 2 if data[1] == size - 2 else 0
+    is_whole = 130 < size < 16_387 and data[1] >= 0x80 > data[2] and (data[2] << 7 | data[1] & 0x7F) == size - 3
+    return 3 if is_whole else 0
+
+
 class _Body:
     """Reads the fields of one packet's body, never past its end."""
 
@@ -214,6 +243,8 @@ def _decode_text(data: bytes) -> str:
         text = data.decode("utf-8")  # strict: no surrogates, nothing over-long (MQTT-1.5.3-1)
     except UnicodeDecodeError as error:
         raise ProtocolViolation("MQTT-1.5.3-1", "a text is not UTF-8") from error
+    if text.isascii() and text.isprintable():
+        return text
     if _UNWANTED.search(text):
         if "\0" in text:
             raise ProtocolViolation("MQTT-1.5.3-2", "a text has a NUL")

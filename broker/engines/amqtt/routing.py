@@ -10,7 +10,8 @@ from fleet.identity import DeviceId
 from fleet.limits import Limits
 
 S = TypeVar("S", bound=Hashable)
-_MAX_CACHED_ROUTES: Final = 8192
+_MAX_REMEMBERED: Final = 131_072  # topics, and subscribers of each: ten megabytes or so
+_MAX_REMEMBERED_CHARS: Final = 128
 
 
 class _Node(Generic[S]):
@@ -24,12 +25,65 @@ class _Node(Generic[S]):
         return not self.children and not self.subscribers
 
 
+class _Routes(Generic[S]):
+    """What was found for a topic, for the last few thousand topics; bounded, however many subscribers one has.
+
+    A subscription that comes or goes concerns topics that begin with the same two levels: `devices/pump-07`. So a fleet
+    that connects and disconnects all the time has everybody else's routes remembered.
+    """
+
+    __slots__ = ("_branches", "_found", "_weight")
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[tuple[S, int], ...]] = {}
+        self._branches: dict[str, list[str]] = {}
+        self._weight = 0
+
+    def get(self, topic: str) -> tuple[tuple[S, int], ...] | None:
+        return self._found.get(topic)
+
+    def keep(self, topic: str, found: tuple[tuple[S, int], ...]) -> None:
+        """Remember; nothing is known of this topic."""
+        if len(topic) > _MAX_REMEMBERED_CHARS:
+            return
+        self._weight += 1 + len(found)
+        if self._weight > _MAX_REMEMBERED:
+            self.clear()
+            self._weight = 1 + len(found)
+        self._found[topic] = found
+        branch = _branch(topic)
+        if branch in self._branches:
+            self._branches[branch].append(topic)
+        else:
+            self._branches[branch] = [topic]
+
+    def forget(self, topic_filter: str) -> None:
+        """Forget every topic that this filter can match."""
+        branch = _branch(topic_filter)
+        if "+" in branch or "#" in branch:
+            self.clear()
+        else:
+            for topic in self._branches.pop(branch, ()):
+                self._weight -= 1 + len(self._found.pop(topic))
+
+    def clear(self) -> None:
+        self._found.clear()
+        self._branches.clear()
+        self._weight = 0
+
+
+def _branch(topic: str) -> str:
+    """The first two levels of a topic or a filter."""
+    end = topic.find("/", topic.find("/") + 1)
+    return topic if end < 0 else topic[:end]
+
+
 class Subscriptions(Generic[S]):
     """Which subscriber asked for which filter, at what QoS."""
 
     def __init__(self) -> None:
         self._root: _Node[S] = _Node()
-        self._routes: dict[str, tuple[tuple[S, int], ...]] = {}
+        self._routes: _Routes[S] = _Routes()
         self.count = 0
 
     def add(self, topic_filter: str, subscriber: S, qos: int) -> None:
@@ -45,7 +99,7 @@ class Subscriptions(Generic[S]):
             return
         self.count += subscriber not in node.subscribers
         node.subscribers[subscriber] = qos
-        self._routes.clear()
+        self._routes.forget(topic_filter)
 
     def has_below(self, first_level: str) -> bool:
         """Whether anyone asked for topics that begin with that level, by its name."""
@@ -58,7 +112,7 @@ class Subscriptions(Generic[S]):
             return
         del path[-1][1].subscribers[subscriber]
         self.count -= 1
-        self._routes.clear()
+        self._routes.forget(topic_filter)
         for (_, parent), (level, child) in zip(path[-2::-1], path[:0:-1], strict=True):
             if not child.is_bare() or parent.children is None:
                 break
@@ -78,28 +132,29 @@ class Subscriptions(Generic[S]):
         found = self._routes.get(topic)
         if found is None:
             found = tuple(self._match(topic).items())
-            if len(self._routes) >= _MAX_CACHED_ROUTES:
-                self._routes.clear()
-            self._routes[topic] = found
+            self._routes.keep(topic, found)
         return found
 
     def _match(self, topic: str) -> dict[S, int]:
         found: dict[S, int] = {}
         nodes = [self._root]
-        for depth, level in enumerate(topic.split("/")):
-            wildcards = () if depth == 0 and level[:1] == "$" else ("+", "#")  # MQTT-4.7.2-1
+        has_wildcards = topic[:1] != "$"  # in its first level (MQTT-4.7.2-1)
+        for level in topic.split("/"):
             following: list[_Node[S]] = []
             for node in nodes:
                 children = node.children
-                if children:
-                    if child := children.get(level):
+                if not children:
+                    continue
+                if child := children.get(level):
+                    following.append(child)
+                if has_wildcards:
+                    if child := children.get("+"):
                         following.append(child)
-                    if wildcards:
-                        if child := children.get("+"):
-                            following.append(child)
-                        if child := children.get("#"):
-                            _collect(child, found)
-            nodes = following
+                    if child := children.get("#"):
+                        _collect(child, found)
+            if not following:
+                return found
+            nodes, has_wildcards = following, True
         for node in nodes:
             _collect(node, found)
             if node.children and (child := node.children.get("#")):

@@ -43,9 +43,8 @@ class Delivery(OutgoingApplicationMessage):
     __slots__ = ("is_released", "publish")
 
     def __init__(self, publish: Publish, packet_id: int, qos: int, retain: bool) -> None:
-        # Without amqtt's initialiser: of its ten fields these five are used, and one is made for every message.
+        # Without amqtt's initialiser: of its ten fields these three are used, and one is made for every message.
         self.publish = publish
-        self.topic = publish.topic
         self.packet_id = packet_id
         self.qos = qos
         self.retain = retain
@@ -82,6 +81,9 @@ _NO_QUEUE: Final[Queue[Any]] = Queue(maxsize=1)
 
 class FleetSession(Session):
     """One client id's state and, while it is connected, its link."""
+
+    # What every message touches; the rest, amqtt's forty fields among it, is in a dictionary.
+    __slots__ = ("_max_inflight", "_owed", "_packet_id", "deliveries", "granted_topics", "link", "owner", "waiting")
 
     def __init__(
         self, connect: Connect, client_id: str, entry: Entry, limits: Limits, retained: Retained, stats: Stats
@@ -196,7 +198,7 @@ class FleetSession(Session):
     @property
     def has_more(self) -> bool:
         """Whether `pump` would send something if there were room."""
-        return bool(self.waiting or self._owed)
+        return self.waiting.has_qos_0 or self.waiting.has_others or bool(self._owed)
 
     def send_again(self) -> None:
         """After a reconnect: everything unacknowledged, in its first order, then what waits (4.4, 4.6)."""
@@ -211,7 +213,7 @@ class FleetSession(Session):
         delivery = self.deliveries.get(packet_id)
         if delivery is not None and delivery.qos == 1:
             del self.deliveries[packet_id]
-            if self.waiting or self._owed:
+            if self.has_more:
                 self.pump()
             return True
         return False

@@ -6,18 +6,19 @@ import contextlib
 import ssl
 from typing import Final
 
-_READ_BYTES: Final = 65_536
+_RECORD_BYTES: Final = 16_384  # the most that one record holds (RFC 8446, 5.1): more is never read at once
 
 
 class TlsChannel:
     """Feed what came, flush what is to be sent. Raises: ssl.SSLError where OpenSSL does."""
 
-    __slots__ = ("_incoming", "_object", "_outgoing", "is_established")
+    __slots__ = ("_incoming", "_object", "_outgoing", "_read", "is_established")
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._read = self._object.read
         self.is_established = False
 
     @property
@@ -50,24 +51,38 @@ class TlsChannel:
     def version(self) -> str:
         return self._object.version() or ""
 
-    def read(self) -> tuple[bytes, bool]:
-        """What was sent to us, and whether the peer has closed its side."""
-        pieces: list[bytes] = []
-        while self._incoming.pending or self._object.pending():
+    def read(self, size: int = _RECORD_BYTES) -> tuple[bytes, bool]:
+        """What was sent to us, and whether the peer has closed its side.
+
+        `size` is how much is expected: no more than came from the wire, unless a record had begun before.
+        """
+        incoming = self._incoming
+        try:
+            data = self._read(size)
+            if not incoming.pending and 0 < len(data) < size:
+                return data, False  # one record, and all of it: nothing else is asked for every message
+        except ssl.SSLWantReadError:
+            return b"", False
+        except ssl.SSLZeroReturnError:
+            return b"", True
+        return self._read_on(data)
+
+    def _read_on(self, data: bytes) -> tuple[bytes, bool]:
+        """The rest of several records, or of one that was longer than expected; `data` is empty at an end."""
+        pieces = [data]
+        while pieces[-1] and (self._incoming.pending or self._object.pending()):
             try:
-                piece = self._object.read(_READ_BYTES)
+                pieces.append(self._read(_RECORD_BYTES))
             except ssl.SSLWantReadError:
                 break
             except ssl.SSLZeroReturnError:
-                return b"".join(pieces), True
-            if not piece:
-                return b"".join(pieces), True
-            pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces), False
+                pieces.append(b"")
+        return b"".join(pieces), not pieces[-1]
 
-    def write(self, data: bytes) -> None:
-        """Encrypt."""
+    def encrypt(self, data: bytes) -> bytes:
+        """What is to be sent over the wire now, so that the peer gets `data`."""
         self._object.write(data)
+        return self._outgoing.read()
 
     def flush(self) -> bytes:
         """What is to be sent over the wire now."""

@@ -18,9 +18,9 @@ from amqtt.session import OutgoingApplicationMessage, Session
 
 from broker.directory import Directory
 from broker.engine import Rules
+from broker.engines.amqtt.door import Door
 from broker.engines.amqtt.embedding import OVERRIDDEN, FleetBroker
 from broker.engines.amqtt.hub import Hub
-from broker.engines.amqtt.listener import Door
 from broker.engines.amqtt.session import Delivery, FleetSession
 from broker.trust import load_trust
 from fleet.identity import Serial, Server

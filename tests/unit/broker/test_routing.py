@@ -42,6 +42,29 @@ def test_the_trie_routes_as_the_naive_matcher(changes: list[tuple[bool, str, str
         assert len(naive) == trie.count
 
 
+def test_remembered_routes_are_bounded() -> None:
+    """Notices to all with a topic each would have all subscribers remembered for each of them."""
+    trie: Subscriptions[int] = Subscriptions()
+    for who in range(1000):
+        trie.add("fleet/notices/#", who, 0)
+    for n in range(500):
+        assert 1000 == len(trie.route(f"fleet/notices/{n}"))
+    assert sum(1 + len(found) for found in trie._routes._found.values()) == trie._routes._weight <= 131_072
+    trie.remove("fleet/notices/#", 0)
+    assert 0 == trie._routes._weight
+    assert {} == trie._routes._found
+
+
+def test_a_subscription_leaves_the_routes_of_others_remembered() -> None:
+    """A fleet that comes and goes would have every message's subscribers looked up again."""
+    trie: Subscriptions[str] = Subscriptions()
+    trie.add("devices/+/up/#", "x", 1)
+    remembered = trie.route("devices/pump-07/up/status")
+    trie.add("devices/valve-1/down/#", "y", 1)
+    trie.add("fleet/notices/#", "y", 1)
+    assert remembered is trie.route("devices/pump-07/up/status")
+
+
 @given(CHANGES)
 def test_a_trie_that_lost_its_last_subscription_is_empty(changes: list[tuple[bool, str, str, int]]) -> None:
     """Whoever subscribes and unsubscribes in a loop would fill the memory."""
