@@ -1,1 +1,1 @@
-"""Faults that the machine makes: power cuts. `python -m tests.faults.power_cut` runs the long form."""
+"""Faults that the machine makes: power cuts. `./dev soak power-cut` runs the long form."""

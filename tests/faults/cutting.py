@@ -8,6 +8,7 @@ import re
 import signal
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,7 @@ CALLS: Final = (
     "rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,symlink,symlinkat,link,linkat"
 )
 SECTOR_BYTES: Final = 512
-_CALL: Final = re.compile(r"^\d+ +(\w+)\((.*)$")
+_CALL: Final = re.compile(r"^(\d+) +(\w+)\((.*)$")
 _WRITTEN: Final = re.compile(r"^\d+<(.+?)>, .*, (\d+), (\d+)\) += (\d+)")
 _APPENDED: Final = re.compile(r"^\d+<(.+?)>, .*\) += (\d+)")
 _NAMED: Final = re.compile(r'"([^"]+)"|\d+<([^<>]+)>')
@@ -45,12 +46,13 @@ class Call:
 
     name: str
     text: str
+    thread: int = 0
 
 
 def calls_of(log: Path) -> list[Call]:
     """What was traced, in its order."""
     found = (_CALL.match(line) for line in log.read_text(errors="replace").splitlines())
-    return [Call(match[1], match[2]) for match in found if match]
+    return [Call(match[2], match[3], int(match[1])) for match in found if match]
 
 
 def paths_below(folder: Path, calls: Iterable[Call]) -> list[Path]:
@@ -72,16 +74,19 @@ def points_of(log: Path, paths: Iterable[Path]) -> list[Point]:
 class Traced(Program):
     """One of our programs under strace: its calls on `paths` are logged, and what `inject` says befalls them."""
 
-    def __init__(self, log: Path, paths: Sequence[Path], inject: str, program: str, *args: object) -> None:
+    def __init__(
+        self, log: Path, paths: Sequence[Path], inject: str, program: str, *args: object, trace: str = CALLS
+    ) -> None:
         filters = [word for path in paths for word in ("-P", path)]
         faults = [f"--inject={inject}"] if inject else []
-        options = ["-f", "-qq", "-y", "-o", log, f"--trace={CALLS}", *faults, *filters]
+        options = ["-f", "-qq", "-y", "-o", log, f"--trace={trace}", *faults, *filters]
         super().__init__("strace", *options, *command_line(program, *args))
 
     def terminate(self) -> None:
         """Send SIGTERM to the program: strace would let go of it, and its last calls would not be cut."""
-        for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
-            os.kill(int(pid), signal.SIGTERM)
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+                os.kill(int(pid), signal.SIGTERM)
 
     def was_cut(self) -> bool:
         """Its end is waited for: whether its power went."""

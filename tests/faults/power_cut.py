@@ -304,7 +304,7 @@ def run(step: int, seed: int) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.power_cut", description=__doc__)
+    parser = argparse.ArgumentParser(prog="dev soak power-cut", description=__doc__)
     parser.add_argument("--step", type=int, default=1, help="cut at every STEP-th system call (default: at every one)")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="which sectors are lost")
     options = parser.parse_args(arguments)

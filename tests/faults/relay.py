@@ -32,6 +32,10 @@ class Relay:
     def port(self) -> int:
         return int(self._listener.getsockname()[1])
 
+    def point_to(self, target: tuple[str, int]) -> None:
+        """New connections go there from now on."""
+        self._target = target
+
     def freeze(self) -> None:
         self._is_frozen = True
         self._wake_out.send(b"\0")

@@ -1,4 +1,4 @@
-"""A device through many renewals under telemetry: `python -m tests.faults.renewals` is the long form."""
+"""A device through many renewals under telemetry: `./dev soak renewals` is the long form."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def until_renewed(count: int, seconds: float) -> Callable[[Agent], None]:
 
 def main(arguments: Sequence[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.renewals", description=__doc__)
+    parser = argparse.ArgumentParser(prog="dev soak renewals", description=__doc__)
     parser.add_argument("--renewals", type=int, default=20)
     parser.add_argument("--life", type=int, default=60, help="seconds that a certificate lives (default: %(default)s)")
     options = parser.parse_args(arguments)

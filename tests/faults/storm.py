@@ -192,7 +192,7 @@ def _restart(fleet: LiveFleet, watch: Watch, count: int, spread_seconds: float) 
 
 def main(arguments: Sequence[str]) -> int:
     """The command line; 1 if those that were asked to be spread were not."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.storm", description=__doc__)
+    parser = argparse.ArgumentParser(prog="dev soak storm", description=__doc__)
     parser.add_argument("--agents", type=int, default=300)
     parser.add_argument("--spread", type=float, default=30.0, metavar="SECONDS")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""A device whose power goes, in short: `python -m tests.faults.power_cut` cuts at every single system call."""
+"""A device whose power goes, in short: `./dev soak power-cut` cuts at every single system call."""
 
 from __future__ import annotations
 

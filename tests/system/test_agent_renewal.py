@@ -82,7 +82,7 @@ def test_renew_gives_a_running_agent_a_new_key_with_one_reconnect(fleet: LiveFle
 
 
 def test_certificates_renew_by_themselves_under_telemetry(fleet: LiveFleet) -> None:
-    """Each renewal would cost messages; `python -m tests.faults.renewals` goes through twenty."""
+    """Each renewal would cost messages; `./dev soak renewals` goes through twenty."""
 
     def once_by_itself_then_twice_when_asked(agent: Agent) -> None:
         until_renewed(1, 40)(agent)

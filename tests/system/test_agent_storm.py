@@ -1,4 +1,4 @@
-"""A broker that restarts under many agents, in short: `python -m tests.faults.storm` does it with a few hundred."""
+"""A broker that restarts under many agents, in short: `./dev soak storm` does it with a few hundred."""
 
 from __future__ import annotations
 
