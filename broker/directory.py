@@ -121,12 +121,20 @@ class Directory:
                 raise InvalidInput("the directory feed began without a snapshot")
             self._position = replace(position, seq=max(position.seq, self._position.seq))
             return ()
-        kept = dict(self._kept(snapshot, position))
-        self.kept, merged = frozenset(kept), {**snapshot, **kept}
+        if self._position is None:
+            self.kept, merged = frozenset(), {**snapshot, **self._found_since(snapshot, position)}
+        else:
+            kept = dict(self._kept(snapshot, position))
+            self.kept, merged = frozenset(kept), {**snapshot, **kept}
         before, self._entries, self._position = self._entries, merged, position
         ids = sorted(before.keys() | merged.keys())
         changes = (Change(before.get(id_), merged.get(id_)) for id_ in ids)
         return tuple(change for change in changes if change.before != change.after)
+
+    def _found_since(self, snapshot: Mapping[DeviceId, Entry], position: Position) -> dict[DeviceId, Entry]:
+        """Whom a look-up by serial found while the first snapshot came, if it is newer than what that says."""
+        listed = {id_: snapshot[id_].seq if id_ in snapshot else position.seq for id_ in self._entries}
+        return {id_: known for id_, known in self._entries.items() if known.seq > listed[id_]}
 
     def _kept(self, snapshot: Mapping[DeviceId, Entry], position: Position) -> Iterator[tuple[DeviceId, Entry]]:
         """Whoever stays out against a snapshot, as of its own number: any later entry wins."""

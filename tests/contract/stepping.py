@@ -261,7 +261,8 @@ class DirectoryService:
             return web.Response(status=404) if found is None else web.Response(body=directory.encode(found))
         stream = web.StreamResponse()
         await stream.prepare(request)
-        for line in (SnapshotStart(_FEED, 0), Current(_FEED, 0)):
+        begin = () if "after" in request.query else (SnapshotStart(_FEED, 0),)
+        for line in (*begin, Current(_FEED, 0)):
             await stream.write(directory.encode(line))
         self.followed.set()
         while (entry := await self._lines.get()) is not None:

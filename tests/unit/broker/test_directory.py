@@ -83,6 +83,16 @@ def test_a_found_entry_does_not_move_the_position() -> None:
     assert Position("f", 41) == found.position
 
 
+def test_who_is_found_while_the_first_snapshot_comes_is_not_lost_by_it() -> None:
+    """Whoever connects at once would be cut, and who was revoked meanwhile let in, until the stream has come so far."""
+    found = followed(SnapshotStart("f", 2), entry(1), entry(2, VALVE))
+    found.apply_found(entry(3, DeviceId("new")))
+    found.apply_found(entry(4, PUMP, State.REVOKED))
+    found.apply(Current("f", 2))
+    assert (False, True) == (found.admits(PUMP, OLD), found.admits(DeviceId("new"), OLD))
+    assert frozenset() == found.kept
+
+
 @pytest.mark.parametrize("feed", ["f", "restored"])
 def test_a_restored_registry_does_not_bring_back_who_was_revoked(feed: str) -> None:
     """A backup from before a theft would let the thief in; or the broker would take no word of it any more."""
