@@ -181,7 +181,10 @@ class Doctor:
             )
         yield from _spool(fields)
         renewal = fields.get("renewal", {})
-        if renewal.get("failures"):
+        if renewal.get("code") == Code.WAITING_FOR_APPROVAL:
+            words_, hint = str(renewal.get("words")), str(renewal.get("hint", ""))
+            yield _failed("renewal", Code.WAITING_FOR_APPROVAL, words_, hint)
+        elif renewal.get("failures"):
             text = f"the certificate was not renewed ({renewal.get('code')}): {renewal.get('words')}"
             yield _warning("renewal", Code.RENEWAL_FAILS, text, str(renewal.get("hint", "")))
 

@@ -40,6 +40,11 @@ class Failure:
     peer: str = ""
     detail: str = ""
 
+    @property
+    def tells_expiry(self) -> bool:
+        """Whether the peer has said, in TLS, that our certificate is over: by its clock, which is what counts."""
+        return self.cause in (Cause.REFUSED, Cause.OWN_EXPIRED) and "certificate expired" in self.detail
+
 
 @dataclass(frozen=True, slots=True)
 class Words:
@@ -104,7 +109,7 @@ _TEXTS: dict[Cause, tuple[str, str]] = {
     ),
     Cause.OWN_EXPIRED: (
         "the certificate of {who} has expired{expiry}",
-        "compare `date` with the real time; then enrol again: enroll token create --device {who} --replace",
+        "compare `date` with the real time; if it is right the agent recovers by itself, or now: device-agent renew",
     ),
     Cause.REFUSED: ("{peer} refuses {who}: revoked, suspended or unknown there ({detail})", _ASK_ADMIN),
     Cause.USED_TWICE: (

@@ -19,8 +19,17 @@ from fleet.messages import parse_time
 
 # A successor, a connection with it, and if that fails the way back.
 _AGENT_SECONDS: Final = 300.0
-_DENIED: Final = ("renewal-refused", "not-admitted", "broker-refuses", "refused", "own-expired")
-_OURS: Final = ("disk", "under-way", "crashed", "local")
+_DENIED: Final = (
+    "renewal-refused",
+    "not-admitted",
+    "broker-refuses",
+    "refused",
+    "own-expired",
+    "recovery-refused",
+    "approval-denied",
+)
+_OURS: Final = ("disk", "under-way", "crashed", "local", "too-soon")
+_LATER: Final = ("waiting-for-approval",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,5 +90,5 @@ def _told(line: dict[str, Any]) -> Renewed:
 
 def error_of(code: str, message: str, hint: str) -> FleetError:
     """A failed renewal as the command line ends with it; the certificate before is in use."""
-    kind = Denied if code in _DENIED else FleetError if code in _OURS else Unreachable
+    kind = Denied if code in _DENIED else FleetError if code in _OURS else TimedOut if code in _LATER else Unreachable
     return kind(f"not renewed ({code}): {message}", hint=hint)

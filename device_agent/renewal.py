@@ -27,6 +27,8 @@ _DRAW_BITS: Final = 53
 _FIRST_PAUSE_OF_LIFE, _LONGEST_PAUSE_OF_LIFE = 1 / 120, 1 / 20
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 30.0, 3_600.0
 _SPREAD_OF_LIFE, _SPREAD_SECONDS = 1 / 100, 600.0
+_SPREAD_WHEN_OVER_SECONDS: Final = 60.0
+_WAITING_SECONDS: Final = 10.0
 
 
 class Code(StrEnum):
@@ -43,6 +45,11 @@ class Code(StrEnum):
     UNDER_WAY = "under-way"
     OVERDUE = "timed-out"
     CRASHED = "crashed"
+    TOO_SOON = "too-soon"
+    WAITING = "waiting-for-approval"
+    DENIED = "approval-denied"
+    RECOVERY_REFUSED = "recovery-refused"
+    NOT_RECOGNISED = "not-recognised"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,15 @@ class Problem:
     message: str
     hint: str
     retry_seconds: float = 0.0
+
+
+class NotRenewed(Exception):
+    """No successor now; `problem` says why. `spends_key`: the key that was to be certified will never be."""
+
+    def __init__(self, problem: Problem, *, spends_key: bool = False) -> None:
+        super().__init__(problem.code)
+        self.problem = problem
+        self.spends_key = spends_key
 
 
 def problem_of(failure: Failure, device: DeviceId, not_after: datetime | None = None) -> Problem:
@@ -111,9 +127,17 @@ class Life:
         room = (self.at(PACED_UNTIL) - now).total_seconds()
         return max(0.0, min(asked, MAX_WAIT_SECONDS, room))
 
-    def spread_seconds(self, chance: float) -> float:
-        """When an agent that starts overdue renews: a site whose power came back must not come all at once."""
-        return chance * min(_SPREAD_SECONDS, self.span.total_seconds() * _SPREAD_OF_LIFE)
+    def waiting_seconds(self, chance: float, asked: float) -> float:
+        """When to ask again what an admin has decided: as the service wishes, but each time costs a process."""
+        return self.retry_seconds(1, chance, max(asked, _WAITING_SECONDS))
+
+    def spread_seconds(self, chance: float, *, is_over: bool = False) -> float:
+        """When an agent that starts overdue renews: a site whose power came back must not come all at once.
+
+        Where the certificate `is_over` the device is offline until then, and waits less.
+        """
+        longest = _SPREAD_WHEN_OVER_SECONDS if is_over else _SPREAD_SECONDS
+        return chance * min(longest, self.span.total_seconds() * _SPREAD_OF_LIFE)
 
 
 def life_of(credential: Credential) -> Life:

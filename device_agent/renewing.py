@@ -3,6 +3,7 @@
 1. /v1/renewal-info: is it this device's turn?
 2. a key in the next generation, on disk before anybody hears of it      a crash: used again, or was never known
 3. its CSR to /simplereenroll, over mutual TLS with the present one      an answer lost: the same key again
+   or, if that one has expired: the same to /v1/recover, signed by its key (`recovering`)
 4. what came is checked and written; the generation is whole             a crash: gone on from here
 5. service and broker are asked whether they take it (`proof`)           no: tried again later, the present one is used
 
@@ -13,9 +14,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -25,7 +26,9 @@ from device_agent import credentials, https, tls
 from device_agent.clock import Clock
 from device_agent.failures import Cause, Failure
 from device_agent.proof import Proof
+from device_agent.recovering import NotExpired, Recovering, Signer
 from device_agent.renewal import ALARMING, Code, Problem, life_of, problem_of
+from device_agent.renewal import NotRenewed as NotRenewed  # noqa: PLC0414 - what this raises
 from device_agent.store import Disk, Pending, Store, check_private
 from device_agent.succession import Generation, Succession
 from fleet import est, messages
@@ -35,14 +38,8 @@ from fleet.layout import AgentHome, Credential, IdentityFiles
 
 _PATIENCE_SECONDS: Final = 2.0  # a wait that is shorter is not worth a second process
 _MAX_REASON_CHARS: Final = 300
-
-
-class NotRenewed(Exception):
-    """No successor now; `problem` says why."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.code)
-        self.problem = problem
+# A server that does not let a certificate in may say why, or close; by our clock it may be good all the same.
+_NOT_LET_IN: Final = (Cause.OWN_EXPIRED, Cause.REFUSED, Cause.CLOSED, Cause.LOST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +96,34 @@ class Renewing:
                 return Later(wait)
             if order.is_fresh:  # only now: the present certificate has just been taken
                 self._succession.discard_successors()
-            candidate = self._usable_candidate() or self._certified(asking)
-        except NotRenewed:
-            spare = self._succession.candidate()
-            if spare is None:
-                raise
-            candidate = spare  # the present one may be what is over
+            candidate = self._usable_candidate() or self._certified(asking, asking.reenrol)
+        except NotRenewed as error:
+            candidate = self._instead(asking, error)
         self._prove(candidate, asking)
         return candidate.credential
+
+    def _instead(self, asking: _Asking, refused: NotRenewed) -> Generation:
+        """What there is where the present certificate is no help: one that was made before, or one by its key alone.
+
+        Raises: NotRenewed, OSError.
+        """
+        spare = self._succession.candidate()
+        if refused.problem.code not in _NOT_LET_IN:
+            if spare is None:
+                raise refused
+            return spare
+        told = None if spare is None else self._proof(spare, asking).by_service(asking.credential.enroll_url)
+        if spare is not None and not (isinstance(told, Failure) and told.cause in _NOT_LET_IN):
+            return spare
+        nameless = replace(asking, shows_certificate=False)
+        try:
+            return self._certified(nameless, self._recover(nameless), is_recovery=True)
+        except NotExpired:
+            raise refused from None
+
+    def _recover(self, asking: _Asking) -> Callable[[bytes], list[x509.Certificate]]:
+        signers = [Signer(each.folder, is_newer) for each, is_newer in self._succession.newest_first()]
+        return lambda csr: asking.recovering().ask(csr, signers)
 
     def _usable_candidate(self) -> Generation | None:
         """One from an attempt that ended before it was put into use, unless its own time is nearly over."""
@@ -116,27 +133,37 @@ class Renewing:
             return None
         return found
 
-    def _certified(self, asking: _Asking) -> Generation:
+    def _certified(
+        self, asking: _Asking, ask: Callable[[bytes], list[x509.Certificate]], *, is_recovery: bool = False
+    ) -> Generation:
         """A certificate for the pending key. Raises: NotRenewed, OSError."""
         store, credential = self._store, asking.credential
         pending = store.pending(credential.device, credential.enroll_url)
         if pending is None:
             pending = store.begin(credential.device, credential.enroll_url, credentials.new_key_pem())
         try:
-            verified = self._verified(asking, pending)
+            verified = self._verified(asking, pending, ask)
         except NotRenewed as error:
-            if error.problem.code in (Code.NOT_ALLOWED, Code.BAD_CERTIFICATE):
+            # what recovers is given to one key: it is kept while it may have been given to this one
+            is_spent = not is_recovery and error.problem.code in (Code.NOT_ALLOWED, Code.BAD_CERTIFICATE)
+            if is_spent or error.spends_key:
                 store.remove(pending.folder)  # this key will get nothing else
             raise
         store.write_answer(pending, verified.pem, verified.credential)
         return Generation(pending.folder, verified.credential)
 
-    def _verified(self, asking: _Asking, pending: Pending) -> credentials.Verified:
+    def _verified(
+        self, asking: _Asking, pending: Pending, ask: Callable[[bytes], list[x509.Certificate]]
+    ) -> credentials.Verified:
         try:
             check_private(pending.key)
             key_pem = pending.key.read_bytes()
             csr = est.build_csr(credentials.load_key(key_pem), pending.device)
-            answer = asking.reenrol(csr)
+        except FleetError as error:
+            unusable = Problem(Code.BAD_CERTIFICATE, error.message, error.hint)
+            raise NotRenewed(unusable, spends_key=True) from error
+        answer = ask(csr)
+        try:
             known = [*answer, *asking.ca_certificates()]
             verified = self._verify(known, key_pem, asking.credential)
         except FleetError as error:
@@ -159,8 +186,7 @@ class Renewing:
     def _prove(self, candidate: Generation, asking: _Asking) -> None:
         """Raises: NotRenewed unless service and a broker take it; near the end the service's word is enough."""
         present = asking.credential
-        files = IdentityFiles(candidate.folder / "cert.pem", candidate.folder / "key.pem")
-        proof = Proof(self.home, present.device, files, self.clock)
+        proof = self._proof(candidate, asking)
         told = proof.by_service(present.enroll_url)
         if isinstance(told, Failure):
             raise NotRenewed(self._not_admitted(told, asking))
@@ -170,6 +196,10 @@ class Renewing:
         is_urgent = life_of(present).remaining(self.now) < ALARMING
         if problem.code == Code.BROKER_REFUSES or not is_urgent:
             raise NotRenewed(problem)
+
+    def _proof(self, candidate: Generation, asking: _Asking) -> Proof:
+        files = IdentityFiles(candidate.folder / "cert.pem", candidate.folder / "key.pem")
+        return Proof(self.home, asking.credential.device, files, self.clock)
 
     def _not_admitted(self, failure: Failure, asking: _Asking) -> Problem:
         """What that means; a candidate that is worth less than the present one is removed. Raises: NotRenewed."""
@@ -183,11 +213,12 @@ class Renewing:
 
 @dataclass(frozen=True, slots=True)
 class _Asking:
-    """Requests to the enrollment service with the certificate in use."""
+    """Requests to the enrollment service with the certificate in use, unless it says otherwise."""
 
     home: AgentHome
     credential: Credential
     clock: Clock
+    shows_certificate: bool = True
 
     def wait_seconds(self) -> float:
         """What the service asks this device to wait; 0 from one that does not pace. Raises: NotRenewed."""
@@ -213,6 +244,10 @@ class _Asking:
         """What lies between a leaf and a root, from a service that was verified. Raises: NotRenewed."""
         return self._certificates(https.Request(self.credential.enroll_url, est.CACERTS))
 
+    def recovering(self) -> Recovering:
+        """As the holder of a certificate that is over."""
+        return Recovering(self.credential.device, self.credential.enroll_url, self._peer, self._send, self._check)
+
     def _certificates(self, request: https.Request) -> list[x509.Certificate]:
         answer = self._send(request)
         self._check(answer)
@@ -226,14 +261,14 @@ class _Asking:
             return https.send(request, self._context())
         except https.RequestFailed as error:
             failure = error.failure
-            is_over = failure.cause is Cause.REFUSED and "expired" in failure.detail
-            cause = Cause.OWN_EXPIRED if is_over else failure.cause
+            cause = Cause.OWN_EXPIRED if failure.tells_expiry else failure.cause
             found = Failure(cause, failure.peer, failure.detail)
             raise NotRenewed(problem_of(found, self.credential.device, self.credential.not_after)) from error
 
     def _context(self) -> tls.FleetContext:
         try:
-            return tls.context_for(Server.ENROLL, self.home.trust.read_text(), self.clock, self.home.identity)
+            identity = self.home.identity if self.shows_certificate else None
+            return tls.context_for(Server.ENROLL, self.home.trust.read_text(), self.clock, identity)
         except (OSError, ValueError) as error:
             failure = Failure(Cause.LOCAL, self._peer, str(error))
             raise NotRenewed(problem_of(failure, self.credential.device)) from error

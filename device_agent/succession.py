@@ -49,6 +49,10 @@ class Succession:
         """The newest that is whole and not in use yet."""
         return next((each for each in reversed(list(self._whole())) if self._rank(each.folder) > 0), None)
 
+    def newest_first(self) -> list[tuple[Generation, bool]]:
+        """Every one that is whole, and whether it is newer than the one in use."""
+        return [(each, self._rank(each.folder) > 0) for each in reversed(list(self._whole()))]
+
     def promote_candidate(self) -> Credential:
         """The candidate is in use from now on. Raises: NotFound, OSError."""
         found = self.candidate()

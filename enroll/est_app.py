@@ -45,6 +45,7 @@ from enroll.service import (
 )
 from enroll.service.admission import check_live, holder
 from enroll.service.lineage import Forked, check_may_renew, check_not_ended, is_frozen
+from enroll.service.recoverable import NeverConfirmed, NotExpired
 from enroll.service.succession import confirm
 from enroll.tokens import TokenRefused, check_secret, check_unspent
 from fleet import directory, est, recovery
@@ -129,6 +130,10 @@ def refusal(error: FleetError) -> EstResponse:
             headers["WWW-Authenticate"] = recovery.SCHEME
         case _TooManyRefusals():
             headers["Retry-After"] = str(math.ceil(error.seconds))
+        case NeverConfirmed():
+            headers[est.PROBLEM_HEADER] = est.NEVER_CONFIRMED
+        case NotExpired():
+            headers[est.PROBLEM_HEADER] = est.NOT_EXPIRED
         case RequestDenied():
             headers[est.REQUEST_HEADER] = "denied"
         case Forked():

@@ -75,7 +75,7 @@ def _on_said(state: State, event: AppSaid, moment: Moment, effects: list[Effect]
             effects.append(Tell(event.app, status_line(state, moment)))
             return state
         case AskRenewal():
-            return renewing.ask(state, event.app, moment)
+            return renewing.ask(state, event.app, moment, effects)
         case _:
             assert_never(event.request)
 

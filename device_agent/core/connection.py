@@ -224,7 +224,7 @@ def _next_broker(state: State) -> State:
 
 def _failed(state: State, failure: Failure, moment: Moment, effects: list[Effect]) -> State:
     """Wait, with full jitter, and longer each time."""
-    if failure.cause is Cause.REFUSED and moment.utc > state.settings.not_after:
+    if failure.tells_expiry or (failure.cause is Cause.REFUSED and moment.utc > state.settings.not_after):
         failure = replace(failure, cause=Cause.OWN_EXPIRED)
     failures = state.failures + 1
     spread = state.spread_seconds if isinstance(state.link, Online) else 0.0

@@ -5,7 +5,8 @@
       '---------'       FALLING_BACK -> IDLE, and tried again
         it failed           the broker refuses what it took for the proof
 
-The present certificate stays in use until its successor was proven; the connection is made anew once.
+The present certificate stays in use until its successor was proven; the connection is made anew once. One that has
+expired is followed in the same way: what makes the successor finds another way to ask for it.
 """
 
 from __future__ import annotations
@@ -48,6 +49,11 @@ _LOOK_SECONDS: Final = 3_600.0
 _SOONEST_SECONDS: Final = 0.05
 # Without any server in reach there is nobody to renew with either.
 _UNCONFIRMED_SECONDS: Final = 1.0
+# A server that closes each connection may not tell that it is because of the time.
+_CLOSED_BEFORE_DOUBT: Final = 3
+# What applications may ask for, then one a minute: each costs a process, and the fleet a certificate.
+_ASKED_AT_ONCE: Final = 5
+_ASKED_EVERY_SECONDS: Final = 60.0
 # A broker that restarts closes connections as one that refuses does.
 _CLOSED_IN_A_ROW: Final = 3
 # A successor may not come to a connection for the whole of its life: then it is renewed all the same.
@@ -59,8 +65,8 @@ def begin(state: State, moment: Moment) -> State:
     """At the start: what is overdue is not begun in the moment in which a whole site gets its power back."""
     life = state.settings.life
     is_overdue = moment.utc >= life.due
-    look_at = moment.monotonic + (life.spread_seconds(moment.chance) if is_overdue else 0.0)
-    return _with(state, look_at=look_at)
+    spread = life.spread_seconds(moment.chance, is_over=moment.utc >= life.not_after)
+    return _with(state, look_at=moment.monotonic + (spread if is_overdue else 0.0))
 
 
 def next_time(state: State) -> float:
@@ -71,9 +77,20 @@ def next_time(state: State) -> float:
     return min(renewal.confirm_at, renewal.look_at if renewal.stage in _LOOKING else NEVER)
 
 
-def ask(state: State, app: int, moment: Moment) -> State:
-    """Somebody wants a new certificate now, and hears what became of it."""
+def ask(state: State, app: int, moment: Moment, effects: list[Effect]) -> State:
+    """Somebody wants a new certificate now, and hears what became of it; or that it was asked for too often."""
+    if app in state.renewal.askers:
+        return state
     askers = (*state.renewal.askers, app)
+    if state.renewal.is_asked or state.renewal.stage is not Stage.IDLE:  # one is under way, and will do
+        return _with(state, askers=askers, is_asked=True, look_at=moment.monotonic)
+    wait = state.ask_again_at - moment.monotonic - (_ASKED_AT_ONCE - 1) * _ASKED_EVERY_SECONDS
+    if wait > 0:
+        message = f"{_ASKED_AT_ONCE} certificates were asked for, and more of them at one a minute"
+        told = {"state": "failed", "code": Code.TOO_SOON.value, "message": message, "hint": f"ask in {wait:.0f} s"}
+        effects.append(Tell(app, {"type": "renewal", **told}))
+        return state
+    state = replace(state, ask_again_at=max(state.ask_again_at, moment.monotonic) + _ASKED_EVERY_SECONDS)
     return _with(state, askers=askers, is_asked=True, look_at=moment.monotonic)
 
 
@@ -81,7 +98,7 @@ def settle(before: State, after: State, moment: Moment, effects: list[Effect]) -
     """After any event: what the connection tells of the certificate, and what is due."""
     if isinstance(after.link, Stopping | Stopped):
         return after
-    state = _watch_connection(before, after, moment, effects)
+    state = _watch_connection(before, _hurry(before, after, moment), moment, effects)
     state = _watch_life(state, moment, effects)
     if state.renewal.confirm_at <= moment.monotonic:
         effects.append(Confirm())
@@ -91,9 +108,32 @@ def settle(before: State, after: State, moment: Moment, effects: list[Effect]) -
     return state
 
 
+def is_over(state: State, moment: Moment) -> bool:
+    """Whether the certificate has expired: by a server's word, or by what we know of the time."""
+    failure = state.failure
+    return moment.utc >= state.settings.not_after or (failure is not None and failure.tells_expiry)
+
+
+def _may_be_over(state: State, moment: Moment) -> bool:
+    """Whether it is worth a look, although our clock says nothing: asking costs little, and never asking the device."""
+    failure = state.failure
+    is_shut_out = failure is not None and failure.cause is Cause.CLOSED and state.failures >= _CLOSED_BEFORE_DOUBT
+    return (is_shut_out and state.renewal.stage is Stage.IDLE) or is_over(state, moment)
+
+
+def _hurry(before: State, after: State, moment: Moment) -> State:
+    """A server lets the certificate in no more, and our clock did not say so: look now, not when it does."""
+    if after.failures == before.failures or not _may_be_over(after, moment):
+        return after
+    if after.renewal.failures or after.renewal.stage not in _LOOKING:
+        return after
+    spread = after.settings.life.spread_seconds(moment.chance, is_over=True)
+    return _with(after, look_at=min(after.renewal.look_at, moment.monotonic + spread))
+
+
 def _begin_if_due(state: State, moment: Moment, effects: list[Effect]) -> State:
     renewal, due = state.renewal, state.settings.life.due
-    if moment.utc < due and not renewal.is_asked:
+    if moment.utc < due and not renewal.is_asked and not _may_be_over(state, moment):
         seconds = (due - moment.utc).total_seconds()
         return _with(state, look_at=moment.monotonic + min(max(seconds, _SOONEST_SECONDS), _LOOK_SECONDS))
     if not moment.is_confirmed and not renewal.is_asked:  # a clock that nobody has confirmed may say 2040
@@ -126,6 +166,8 @@ def _watch_connection(before: State, after: State, moment: Moment, effects: list
 
 
 def _doubt(state: State, failure: Failure, effects: list[Effect]) -> State:
+    if failure.tells_expiry:
+        return state  # the one before has expired as well, and this one's key may be what recovers
     refusals = state.renewal.refusals + (failure.cause is Cause.CLOSED)
     if failure.cause not in _REFUSALS and refusals < _CLOSED_IN_A_ROW:
         return _with(state, refusals=refusals)
@@ -209,7 +251,7 @@ def _on_changed(state: State, event: IdentityChanged, moment: Moment, effects: l
 def _failed(state: State, problem: Problem, moment: Moment, effects: list[Effect]) -> State:
     """Again after a pause, for ever; told once, twice, the fourth time, the eighth."""
     renewal, failures = state.renewal, state.renewal.failures + 1
-    pause = state.settings.life.retry_seconds(failures, moment.chance, problem.retry_seconds)
+    pause = _pause(state, problem, failures, moment)
     fields: tuple[tuple[str, object], ...] = (
         ("code", problem.code),
         ("reason", problem.message),
@@ -217,7 +259,11 @@ def _failed(state: State, problem: Problem, moment: Moment, effects: list[Effect
     )
     if moment.utc >= state.settings.life.due:  # else somebody had asked for it, and may again
         fields = (*fields, ("retry_seconds", f"{pause:.1f}"))
-    effects.append(Log(logging.WARNING, "renewal.failed", fields))
+    is_known = problem.code == Code.WAITING and renewal.problem is not None and renewal.problem.code == problem.code
+    if not is_known:
+        effects.append(Log(logging.WARNING, "renewal.failed", fields))
+    if problem.code == Code.UNDER_WAY and renewal.is_asked:  # nothing was done that could be too much
+        state = replace(state, ask_again_at=state.ask_again_at - _ASKED_EVERY_SECONDS)
     told = {"state": "failed", "code": problem.code, "message": problem.message, "hint": problem.hint}
     effects += [Tell(app, {"type": "renewal", **told}) for app in renewal.askers]
     state = _with(
@@ -233,6 +279,13 @@ def _failed(state: State, problem: Problem, moment: Moment, effects: list[Effect
     )
     is_news = failures & (failures - 1) == 0
     return _tell_fleet(state, told | {"failures": failures}, moment) if is_news else state
+
+
+def _pause(state: State, problem: Problem, failures: int, moment: Moment) -> float:
+    life = state.settings.life
+    if problem.code == Code.WAITING:
+        return life.waiting_seconds(moment.chance, problem.retry_seconds)
+    return life.retry_seconds(failures, moment.chance, problem.retry_seconds)
 
 
 def _on_unconfirmed(state: State, problem: Problem, moment: Moment, effects: list[Effect]) -> State:

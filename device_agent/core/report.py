@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 from device_agent.backoff import STABLE_SECONDS
 from device_agent.clock import Moment
+from device_agent.core import renewing
 from device_agent.core.connection import SUSPICIOUS_SHORT_LIVES
 from device_agent.core.shelf import NEVER
 from device_agent.core.state import (
@@ -23,6 +24,7 @@ from device_agent.core.state import (
 from device_agent.failures import Cause, Failure, Words, words
 from device_agent.journal import Phase
 from device_agent.outbox import SPOOLED
+from device_agent.renewal import Code
 from fleet.messages import format_time
 
 
@@ -45,6 +47,8 @@ def code(state: State, moment: Moment) -> str:
     """What is the matter, for programs: `ok`, `connecting`, or the cause of the last failure."""
     if isinstance(state.link, Online):
         return Cause.SHORT_LIVED.value if _is_suspicious(state, state.link, moment) else "ok"
+    if renewing.is_over(state, moment):
+        return _recovery_code(state)
     return state.failure.cause.value if state.failure else "connecting"
 
 
@@ -63,6 +67,8 @@ def describe(state: State, moment: Moment) -> Words:
         failure = Failure(Cause.SHORT_LIVED, str(state.link.broker), f"{state.short_lives} times")
         found = words(failure, state.settings.device)
         return Words(f"{text}; {found.message}", found.hint)
+    if renewing.is_over(state, moment):
+        return _recovery(state, moment)
     if state.failure is None:
         return Words("connecting for the first time", "")
     found = words(state.failure, state.settings.device, state.settings.not_after)
@@ -70,6 +76,35 @@ def describe(state: State, moment: Moment) -> Words:
     if isinstance(state.link, Waiting):
         again = f"trying again in {max(0.0, state.link.until - moment.monotonic):.0f} s"
     return Words(f"{found.message}; {again}", found.hint)
+
+
+_DECIDED: Final = (Code.WAITING, Code.DENIED, Code.RECOVERY_REFUSED)
+"""What `code` says of a certificate that has expired: these, or that it is being tried."""
+RECOVERING: Final = "recovering"
+
+
+def _recovery_code(state: State) -> str:
+    problem = state.renewal.problem
+    return str(problem.code) if problem is not None and problem.code in _DECIDED else RECOVERING
+
+
+def _recovery(state: State, moment: Moment) -> Words:
+    """How it comes back whose certificate has expired."""
+    settings, problem = state.settings, state.renewal.problem
+    said = f"the certificate of {settings.device} has expired on {settings.not_after:%Y-%m-%d %H:%M} UTC"
+    again = "trying now"
+    if state.renewal.stage is Stage.IDLE:
+        again = f"trying again in {max(0.0, state.renewal.look_at - moment.monotonic):.0f} s"
+    match _recovery_code(state):
+        case Code.WAITING:
+            assert problem is not None
+            return Words(f"{said}: {problem.message}; {again}", problem.hint)
+        case Code.DENIED | Code.RECOVERY_REFUSED:
+            assert problem is not None
+            return Words(f"{said}: {problem.message}; {again}", problem.hint)
+    if problem is None:
+        return Words(f"{said}: recovering; {again}", "it comes back by itself if `date` is right")
+    return Words(f"{said}: recovering, not yet done ({problem.code}): {problem.message}; {again}", problem.hint)
 
 
 def status_line(state: State, moment: Moment) -> dict[str, Any]:

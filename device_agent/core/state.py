@@ -134,7 +134,10 @@ class Renewal:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """All that the agent knows. `tried`: brokers that failed since their addresses were last asked for."""
+    """All that the agent knows. `tried`: brokers that failed since their addresses were last asked for.
+
+    `ask_again_at`: when what applications asked of renewals will have been one a minute (monotonic).
+    """
 
     settings: Settings
     link: Link = Waiting(0.0)
@@ -159,6 +162,7 @@ class State:
     handles: int = 0
     seq: int = 0
     set_aside: int = 0
+    ask_again_at: float = 0.0
     renewal: Renewal = field(default_factory=Renewal)
 
     @property

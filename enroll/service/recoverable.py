@@ -15,17 +15,25 @@ from fleet.identity import Role, Serial
 _ENROL_AGAIN: Final = "enrol again with a new token: enroll token create --replace"
 
 
+class NeverConfirmed(NotAllowed):
+    """The certificate before it is the one that its device is known to have used."""
+
+
+class NotExpired(NotAllowed):
+    """The certificate is good: its holder renews with it."""
+
+
 def recoverable(transaction: Transaction, serial: Serial) -> Peer:
     """The device that may have a successor of `serial`: active, and this the last certificate that it confirmed.
 
-    Whether it has expired is the caller's to ask. Raises: NotAdmitted, NotAllowed.
+    Whether it has expired is the caller's to ask. Raises: NotAdmitted, NeverConfirmed, NotAllowed.
     """
     peer = holder(transaction, serial)
     record, certificate = peer.record, peer.certificate
     if record.principal.role is not Role.DEVICE:
         raise NotAllowed(f"{record.principal} is no device: its certificate does not recover", hint=_ENROL_AGAIN)
     if certificate.state is CertificateState.PENDING:
-        raise NotAllowed(f"this certificate of {record.id} was never confirmed", hint="use the one before it")
+        raise NeverConfirmed(f"this certificate of {record.id} was never confirmed", hint="use the one before it")
     live = identity.live_certificates_of(transaction, record.id)
     later = [each for each in live if each.generation > certificate.generation]
     if certificate.state not in LIVE or any(each.state is CertificateState.CONFIRMED for each in later):

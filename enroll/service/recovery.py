@@ -19,7 +19,7 @@ from enroll.service.admission import NotAllowed, Peer, holder
 from enroll.service.certification import key_digest
 from enroll.service.enrolment import Certifiable, Enrolment
 from enroll.service.issuance import Issued, given
-from enroll.service.recoverable import recoverable, successors
+from enroll.service.recoverable import NotExpired, recoverable, successors
 from enroll.service.waiting import Asker, Waiting, Wanted
 from fleet import pki, recovery
 from fleet.config import DEFAULT_RECOVERY_GRACE
@@ -59,7 +59,8 @@ class Recovery:
         """The successor of the expired certificate whose key the caller has seen to be the peer's.
 
         The same key again gets the same certificate again.
-        Raises: NotAdmitted, NotAllowed, Forked, RequestDenied, TooManyWaiting, RegistryUnavailable.
+        Raises: NotAdmitted, NotAllowed (NotExpired, NeverConfirmed, Forked, RequestDenied), TooManyWaiting,
+        RegistryUnavailable.
         """
         asked = Certifiable(csr, key_digest(csr.public_key))
         with self.enrolment.registry.read() as transaction:
@@ -70,7 +71,7 @@ class Recovery:
             if csr.device != peer.record.id:
                 raise NotAllowed(f"a certificate of {peer.record.id} cannot ask for {csr.device}", hint="keep the id")
             if now < peer.certificate.not_after:
-                raise NotAllowed(f"this certificate of {peer.record.id} has not expired", hint="renew with it")
+                raise NotExpired(f"this certificate of {peer.record.id} has not expired", hint="renew with it")
             following = successors(transaction, peer, now)
             for certificate in following:
                 if certificate.key == asked.key and certificate.parent == serial:

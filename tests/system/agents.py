@@ -83,9 +83,15 @@ def listen_on(host: str, port: int = 0) -> str:
 
 
 @contextmanager
-def live_fleet(folder: Path, *, with_broker: bool, host: str = "127.0.0.1", toml: str = "") -> Iterator[LiveFleet]:
-    """A new fleet whose service, and broker if wanted, run on an address of this machine; `toml`: more of its file."""
-    home = new_home(folder / "fleet", hosts=("localhost", "127.0.0.1") if host == "127.0.0.1" else (host,))
+def live_fleet(
+    folder: Path, *, with_broker: bool, host: str = "127.0.0.1", toml: str = "", since: datetime | None = None
+) -> Iterator[LiveFleet]:
+    """A fleet whose service, and broker if wanted, run on an address of this machine.
+
+    `toml`: more of its file; `since` when it is there, if it is not new.
+    """
+    hosts = ("localhost", "127.0.0.1") if host == "127.0.0.1" else (host,)
+    home = new_home(folder / "fleet", since, hosts=hosts)
     with home.config.open("a") as file:
         file.write(toml)
     with ExitStack() as stack:

@@ -253,3 +253,114 @@ def test_an_agent_that_ends_changes_nothing_any_more() -> None:
     story = due()
     story.feed(StopRequested())
     assert [] == of_kind(story.feed(SuccessorReady(NEXT)), UseSuccessor)
+
+
+# A certificate that has expired -----------------------------------------------------------------------------------
+
+SAYS_EXPIRED = Failure(Cause.REFUSED, str(GATEWAY), "sslv3 alert certificate expired")
+WAITS = Problem("waiting-for-approval", "request abcd", "enroll request approve abcd", 5.0)
+
+
+def expired(seconds: float = 1.0) -> Story:
+    """An agent that starts when its certificate has expired."""
+    return Story(seconds=90 * DAY + seconds)
+
+
+def test_one_that_has_expired_is_followed_at_once() -> None:
+    """A device from a drawer would stay offline for as long as a crowd is spread over."""
+    story = expired()
+    story.feed(Started())
+    assert 1 == len(of_kind(pass_time(story, 60), Renew))
+
+
+def test_failures_to_recover_are_retried_for_ever() -> None:
+    """A device would give up, or hammer a service that is away."""
+    story, waits = expired(), []
+    story.chance = 0.999
+    story.feed(Started())
+    pass_time(story, 60)
+    for _ in range(20):
+        story.feed(RenewalFailed(AWAY))
+        began = story.seconds
+        while not of_kind(pass_time(story, 1), Renew):
+            assert story.seconds - began < 3_700
+        waits.append(story.seconds - began)
+    assert waits[0] <= 61
+    assert max(waits) > 1_000
+
+
+def test_it_is_said_what_becomes_of_it() -> None:
+    """Whoever stands before the device would read "refused", and fetch a new token."""
+    story = expired()
+    story.feed(Started(), Disconnected(1, SAYS_EXPIRED))
+    line = status_line(story.state, story.now())
+    assert ("recovering", "waiting") == (line["code"], line["state"])
+    assert "has expired on 2027-02-19 08:00 UTC: recovering" in line["words"]
+    for problem in (AWAY, WAITS, Problem("recovery-refused", "pump-07 is revoked", "ask an admin")):
+        pass_time(story, 4_000)
+        story.feed(RenewalFailed(problem))
+        line = status_line(story.state, story.now())
+        assert ("recovering" if problem is AWAY else problem.code) == line["code"]
+        assert problem.message in line["words"]
+        assert problem.hint == line["hint"]
+
+
+def test_a_server_that_says_so_is_believed_before_our_clock() -> None:
+    """A Pi that starts in 1970 would wait for its certificate's renewal for 56 years."""
+    story = Story(chance=0.5)
+    story.feed(Started())
+    assert [] == of_kind(pass_time(story, 40), Renew)
+    story.feed(Disconnected(1, SAYS_EXPIRED))
+    assert "recovering" == status_line(story.state, story.now())["code"]
+    assert 1 == len(of_kind(pass_time(story, 31), Renew))
+
+
+def test_a_successor_that_has_expired_unused_is_not_given_back() -> None:
+    """The key that the service waits for would be put away for one that it does not take any more."""
+    story = expired()
+    story.state = initial(SETTINGS, (GATEWAY,), story.journal, has_predecessor=True)
+    story.feed(Started())
+    for _ in range(5):
+        effects = story.feed(Disconnected(story.state.epoch, SAYS_EXPIRED))
+        assert [] == of_kind(effects, UsePredecessor)
+        pass_time(story, 200)
+    assert 1 == len([each for each in story.effects if isinstance(each, Renew)])
+
+
+def test_who_waits_for_an_admin_asks_as_often_as_it_is_told() -> None:
+    """The device would come an hour after the admin has approved it, or start a process every second."""
+    story = expired()
+    story.feed(Started())
+    pass_time(story, 60)
+    effects: list[Any] = []
+    for asked, longest in ((2.0, 10.0 + 30), (300.0, 300.0 + 30)):
+        for _ in range(10):
+            effects = story.feed(RenewalFailed(replace(WAITS, retry_seconds=asked)))
+            assert [] == of_kind(pass_time(story, max(asked, 10.0) - 1), Renew)
+            assert 1 == len(of_kind(pass_time(story, longest), Renew))
+    assert [] == [log for log in of_kind(effects, Log) if log.name == "renewal.failed"], "the same line each time"
+
+
+def test_applications_may_ask_once_a_minute_after_a_few_times() -> None:
+    """A firmware in a loop would keep the device busy with processes, and the fleet with certificates."""
+    story, answers = Story(), []
+    story.go_online()
+    story.application(number=7)
+    for _ in range(9):
+        effects = story.feed(AppSaid(7, AskRenewal()))
+        effects += story.feed(RenewalFailed(AWAY))
+        answers += [each.line["code"] for each in of_kind(effects, Tell) if each.line["type"] == "renewal"]
+    assert ["service-error"] * 5 + ["too-soon"] * 4 == answers
+    assert 5 == len([each for each in story.effects if isinstance(each, Renew)])
+    story.seconds += 60
+    story.feed(AppSaid(7, AskRenewal()), RenewalFailed(AWAY), AppSaid(7, AskRenewal()))
+    assert 6 == len([each for each in story.effects if isinstance(each, Renew)])
+
+
+def test_who_asks_twice_is_answered_once() -> None:
+    """An application that says nothing else would fill the memory."""
+    story = due()
+    story.application(number=7)
+    for _ in range(1000):
+        story.feed(AppSaid(7, AskRenewal()))
+    assert (7,) == story.state.renewal.askers

@@ -37,9 +37,7 @@ def _old_registry(path: Path) -> None:
     with registry.write() as transaction:
         _upgrade(transaction, "0007")
         for state in ("active", "suspended", "revoked"):
-            transaction.exec_driver_sql(
-                f"INSERT INTO principals VALUES ('{state}', 'device', '{state}', 1, '[]', 0)"
-            )
+            transaction.exec_driver_sql(f"INSERT INTO principals VALUES ('{state}', 'device', '{state}', 1, '[]', 0)")
         for number, serial, issuer, principal, state, shard in _CERTIFICATES:
             key = number.to_bytes(32, "big")
             transaction.exec_driver_sql("INSERT INTO keys VALUES (?, ?, 0)", (key, principal))
