@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from enroll.cli.lineage import mark, read_story, resolve
 from enroll.cli.options import (
     HomeOption,
     Output,
@@ -31,6 +32,7 @@ from fleet.identity import DeviceId, Role, State
 
 if TYPE_CHECKING:
     from enroll.registry import Registry
+    from enroll.registry.lineage import AlarmKind
     from enroll.registry.overview import Filter, Summary
 
 _PAGE = 500
@@ -46,6 +48,7 @@ def list_(
         bool | None, typer.Option("--online/--offline", help="Only those that are, or were and are not.")
     ] = None,
     match: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only ids like this: 'pump-*'.")] = None,
+    alarms: Annotated[bool, typer.Option("--alarms", help="Only those that an admin has to look at.")] = False,
     after: Annotated[str | None, typer.Option(metavar="ID", help="Begin behind this id.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, metavar="N", help="At most so many.")] = 1000,
     output: OutputOption = Output.TABLE,
@@ -60,6 +63,7 @@ def list_(
         group,
         online,
         None if match is None else _parse_pattern(match),
+        alarms,
     )
     begin = None if after is None else DeviceId(after)
     with open_registry(admin_home(home)) as registry:
@@ -82,16 +86,17 @@ class _Listing:
     has_more: bool = False
 
     def pages(self) -> Iterator[list[Row]]:
-        from enroll.registry import overview
+        from enroll.registry import lineage, overview
 
         while True:
             size = min(self.left, _PAGE)
             with self.registry.read() as transaction:
                 page = overview.page(transaction, self.wanted, self.last, size + 1)
+                alarms = lineage.kinds_of(transaction, [summary.record.id for summary in page])
             self.has_more = len(page) > size
             if page[:size]:
                 self.last = page[:size][-1].record.id
-                yield [_row(summary, self.moment) for summary in page[:size]]
+                yield [_row(each, alarms.get(each.record.id, ()), self.moment) for each in page[:size]]
             self.left -= size
             if not self.has_more or not self.left:
                 return
@@ -116,15 +121,15 @@ def _parse_pattern(text: str) -> str:
     return text
 
 
-def _row(summary: Summary, moment: datetime) -> Row:
+def _row(summary: Summary, alarms: Sequence[AlarmKind], moment: datetime) -> Row:
     record, heard = summary.record, summary.presence
     return Row(
         record.id,
-        _fields(summary),
+        _fields(summary) | {"alarms": [kind.value for kind in alarms]},
         (
             record.id,
             record.principal.role.value,
-            record.state.value,
+            record.state.value + mark(alarms),
             _online(summary),
             ago(heard.last_seen, moment) if heard else "-",
             ahead(summary.not_after, moment),
@@ -156,20 +161,20 @@ def _fields(summary: Summary) -> dict[str, Any]:
 
 
 def show(id: IdArgument, output: OutputOption = Output.TABLE, home: HomeOption = None) -> None:
-    """Show one, with its certificates."""
-    from enroll.registry import identity, overview
+    """Show one, with its certificates; if two may use its identity, with what is known of both."""
+    from enroll.registry import overview
 
     device, moment = DeviceId(id), now()
     with open_registry(admin_home(home)) as registry, registry.read() as transaction:
         summary = overview.summary(transaction, device)
-        certificates = identity.certificates_of(transaction, device)
-    if summary is None:
-        raise NotFound(f"there is no {device}", hint="enroll device list")
+        if summary is None:
+            raise NotFound(f"there is no {device}", hint="enroll device list")
+        story = read_story(transaction, summary.record)
     record, heard = summary.record, summary.presence
     shown = [
         ("id", record.id),
         ("role", record.principal.role.value),
-        ("state", record.state.value),
+        ("state", record.state.value + mark([alarm.kind for alarm in story.alarms])),
         ("groups", ", ".join(record.groups) or "-"),
         ("online", _online(summary)),
         ("since", minute(heard.changed_at if heard else None)),
@@ -178,14 +183,9 @@ def show(id: IdArgument, output: OutputOption = Output.TABLE, home: HomeOption =
         ("agent", (heard.agent_version if heard else "") or "-"),
         ("known since", minute(record.created_at)),
         ("enrolments", str(record.epoch)),
-        *((f"cert {c.generation}", f"{c.serial} {c.state}, until {minute(c.not_after)}") for c in certificates),
+        *story.rows(moment),
     ]
-    fields = _fields(summary) | {
-        "certificates": [
-            {"serial": c.serial, "state": c.state.value, "not_after": time_or_none(c.not_after)} for c in certificates
-        ]
-    }
-    row = Row(record.id, fields, tuple(value for _, value in shown))
+    row = Row(record.id, _fields(summary) | story.fields(), tuple(value for _, value in shown))
     print_one(output, row, [label for label, _ in shown])
 
 
@@ -224,4 +224,11 @@ def revoke(id: IdArgument, reason: ReasonOption = None, yes: YesOption = False, 
     say(f"{device} is revoked; enroll token create --device {device} --replace gives its name to a new key")
 
 
-VERBS: Verbs = {"list": list_, "show": show, "suspend": suspend, "resume": resume, "revoke": revoke}
+VERBS: Verbs = {
+    "list": list_,
+    "show": show,
+    "resolve": resolve,
+    "suspend": suspend,
+    "resume": resume,
+    "revoke": revoke,
+}

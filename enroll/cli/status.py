@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 
 import typer
 
-from enroll.cli.options import HomeOption, admin_home, open_registry
+from enroll.cli.options import HomeOption, admin_home, clock, open_registry
 from enroll.cli.output import table
+from fleet.clock import NO_CHECK_TIME
 from fleet.errors import FleetError, InvalidInput, Unreachable
 from fleet.identity import Server, is_server
 from fleet.layout import AdminHome, decode_run_file
@@ -26,21 +27,24 @@ def status(
     Service and broker must complete a handshake as themselves.
     """
     from enroll.home import read_config
-    from enroll.registry import overview
+    from enroll.registry import lineage, overview
 
     if output not in ("table", "json"):
         raise InvalidInput(f"{output[:40]!r} is not an output", hint="table or json")
     at = admin_home(home)
     with open_registry(at) as registry, registry.read() as transaction:
         devices, commands = overview.counts(transaction), overview.command_counts(transaction)
+        alarms = lineage.count_alarmed(transaction)
     servers = {server: _probe(at, server) for server in Server}
     fields: dict[str, Any] = {
         "trust_domain": read_config(at).trust_domain,
         "home": str(at.path),
         "service": servers[Server.ENROLL],
         "broker": servers[Server.BROKER],
+        "clock": clock.fields(),
         "devices": devices,
         "commands": commands,
+        "alarms": alarms,
     }
     print(json.dumps(fields, indent=2) if output == "json" else _table(fields))
     away = [server.value for server, found in servers.items() if not found["answers"]]
@@ -63,10 +67,17 @@ def _table(fields: dict[str, Any]) -> str:
             ("home", fields["home"]),
             ("service", server(fields["service"])),
             ("broker", server(fields["broker"])),
+            *_clock_rows(fields["clock"]),
             ("devices", words(fields["devices"])),
             ("commands", words(fields["commands"])),
+            *([("alarms", f"{fields['alarms']}: enroll device list --alarms")] if fields["alarms"] else []),
         ],
     )
+
+
+def _clock_rows(found: dict[str, str]) -> list[tuple[str, str]]:
+    """What is wrong with it, and what to do; nothing if nothing is."""
+    return [("clock", f"{found['words']} [{found['code']}]"), ("", found["hint"])] if found["words"] else []
 
 
 def _probe(home: AdminHome, server: Server) -> dict[str, Any]:
@@ -92,14 +103,20 @@ def _shake_hands(home: AdminHome, server: Server, url: str) -> None:
     import socket
     import ssl
 
+    from enroll import dates
+
     parts = urlsplit(url)
     context = ssl.create_default_context(cafile=str(home.root.certificate))
     identity = home.operator.identity
     context.load_cert_chain(identity.certificate, identity.key)
+    if clock.is_floored:
+        context.verify_flags |= NO_CHECK_TIME
     try:
         connection = socket.create_connection(("127.0.0.1", parts.port or 0), _SECONDS)
     except OSError:
         connection = socket.create_connection((parts.hostname or "", parts.port or 0), _SECONDS)
     with connection, context.wrap_socket(connection, server_hostname=parts.hostname) as tls:
+        if clock.is_floored:
+            dates.check(tls, clock)
         if not is_server(tls.getpeercert(), server):
             raise OSError(f"not the certificate of {server}")

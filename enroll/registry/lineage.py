@@ -97,7 +97,10 @@ class AlarmRecord:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Who asked for a certificate, since when it is in use, and who last came to the service with it."""
+    """Who asked for a certificate, since when it is in use, and who last came to the service with it.
+
+    `issued_at` is there where all of a principal's were asked for.
+    """
 
     serial: Serial
     address: str = ""
@@ -107,6 +110,7 @@ class Provenance:
     seen_at: datetime | None = None
     seen_address: str = ""
     kept_at: datetime | None = None
+    issued_at: datetime | None = None
 
 
 _ALARM = (
@@ -157,9 +161,10 @@ _COUNT = Statement(
 _PROVENANCE = select(*provenance.c)
 _OF_SERIAL = Statement(_PROVENANCE.where(provenance.c.serial == bindparam("of")))
 _OF_PRINCIPAL = Statement(
-    _PROVENANCE.join(certificates, certificates.c.serial == provenance.c.serial).where(
-        certificates.c.principal == bindparam("of")
-    )
+    select(certificates.c.serial, *tuple(provenance.c)[1:], certificates.c.created_at)
+    .select_from(certificates)
+    .outerjoin(provenance, certificates.c.serial == provenance.c.serial)
+    .where(certificates.c.principal == bindparam("of"))
 )
 _ASKED = insert_into(provenance, "serial", "address", "hardware", "model", "seen_address")
 _LAST_GENERATION = Statement(
@@ -276,9 +281,14 @@ def provenance_of(transaction: Connection, serial: Serial) -> Provenance:
 
 
 def provenances_of(transaction: Connection, id: DeviceId) -> dict[Serial, Provenance]:
-    """What is known of the certificates of a principal."""
-    found = (_provenance(row) for row in _OF_PRINCIPAL.all(transaction, of=id))
-    return {each.serial: each for each in found}
+    """What is known of each certificate of a principal."""
+    found = dict[Serial, Provenance]()
+    for serial, address, hardware, model, confirmed_at, seen_at, seen_address, kept_at, issued_at in _OF_PRINCIPAL.all(
+        transaction, of=id
+    ):
+        texts, seen_text = (address or "", hardware or "", model or ""), seen_address or ""
+        found[Serial(serial)] = Provenance(Serial(serial), *texts, confirmed_at, seen_at, seen_text, kept_at, issued_at)
+    return found
 
 
 def last_generation(transaction: Connection, id: DeviceId, epoch: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Select, func, select, text
 
+from enroll.registry import lineage
 from enroll.registry.identity import CERTIFICATE_COLUMNS, certificate_of, decode_names
 from enroll.registry.records import LIVE, CertificateRecord, CertificateState, PresenceRecord, PrincipalRecord
 from enroll.registry.schema import certificates, commands, memberships, presence, principals
@@ -69,6 +70,7 @@ class Filter:
     group: str | None = None
     is_online: bool | None = None
     pattern: str | None = None
+    is_alarmed: bool = False
 
 
 EVERYBODY: Final = Filter()
@@ -107,6 +109,8 @@ def _led(wanted: Filter) -> tuple[ColumnElement[str], Select[*tuple[Any, ...]]]:
         query = query.where(principals.c.state == wanted.state.value, *_unusual("state", wanted.state, State.ACTIVE))
     if wanted.role is not None:
         query = query.where(principals.c.role == wanted.role.value, *_unusual("role", wanted.role, Role.DEVICE))
+    if wanted.is_alarmed:
+        query = query.where(principals.c.id.in_(lineage.alarmed()))
     return leading, query
 
 
