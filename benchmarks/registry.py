@@ -276,7 +276,7 @@ def measure_start(home: AdminHome) -> None:
     command = [str(Path(sys.executable).parent / "enroll"), "serve", "--home", str(home.path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
-        process.stdout.readline()
+        assert process.stdout.readline().startswith("enroll: ready"), "it did not start: enroll serve tells why"
         seconds = time.monotonic() - began
         memory = psutil.Process(process.pid).memory_info().rss / 1e6
         process.terminate()
