@@ -140,6 +140,19 @@ def test_a_lost_answer_makes_no_second_certificate(fleet: LiveFleet, number: int
     assert ["gen-2"] == generations(home)
 
 
+def test_a_lost_word_of_the_pacing_costs_nothing(fleet: LiveFleet) -> None:
+    """A device would ask for a certificate out of its turn, or never again."""
+    home = fleet.joined("pump-15")
+    child = (sys.executable, "-m", "device_agent.renewal_child", "--home", home.path)
+    with losing(service_address(fleet), 1) as (relay, loss):
+        ask_at(home, relay.url)
+        lost = json.loads(run(*child).check().stdout)
+        assert 1 == loss.count, "it went on without an answer"
+        again = json.loads(run(*child).check().stdout)
+    assert ("failed", "ready") == (lost["outcome"], again["outcome"])
+    assert 2 == len(states(fleet, "pump-15"))
+
+
 def test_a_proxy_that_answers_502_is_told_and_changes_nothing(fleet: LiveFleet, tmp_path: Path) -> None:
     """A device would go offline because of its renewal, or nobody would know why it fails."""
     home = fleet.joined("pump-20")

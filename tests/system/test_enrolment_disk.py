@@ -13,6 +13,7 @@ import pytest
 
 from fleet.identity import DeviceId
 from tests.fleets import new_home
+from tests.processes import run
 from tests.system.test_enrolment import Service, openssl_request, serve, status
 
 
@@ -47,6 +48,40 @@ def entry(service: Service, device: str) -> list[dict[str, object]]:
     listed = service.enroll("device", "list", "-o", "json").check()
     devices = json.loads(listed.stdout)
     return [found for found in devices if found["id"] == DeviceId(device)]
+
+
+def exhaust(service: Service, folder: Path) -> None:
+    """Enrol until the disk is full: the journal has some room left that was freed inside it."""
+    token = json.loads(
+        service.enroll("token", "create", "--match", "full-*", "--uses", 40, "-o", "json").check().stdout
+    )
+    fill(service.home.path.parent)
+    for number in range(40):
+        if status(service.enrol(token["token"], openssl_request(folder, f"full-{number}").certificate)) == 503:
+            return
+    pytest.fail("the disk was never full")
+
+
+def test_a_full_disk_puts_renewals_off_and_ends_no_certificate(small_disk: Path, tmp_path: Path) -> None:
+    """A gateway whose disk fills up would lose its devices one by one, as their renewals come."""
+    home = new_home(small_disk / "fleet")
+    agent = ("--home", tmp_path / "agent")
+    with serve(home) as program:
+        service = Service(home, program, program.wait_for_line(r"enroll: ready (\S+)").group(1))
+        code = json.loads(service.enroll("token", "create", "--device", "pump-01", "-o", "json").check().stdout)["code"]
+        run("device-agent", "join", code, "--id", "pump-01", *agent).check()
+        before = json.loads(run("device-agent", "status", "-o", "json", *agent).check().stdout)["serial"]
+        exhaust(service, tmp_path)
+        refused = run("device-agent", "renew", *agent)
+        assert 5 == refused.returncode
+        assert "not renewed (service-busy)" in refused.stderr
+        assert before == json.loads(run("device-agent", "status", "-o", "json", *agent).check().stdout)["serial"]
+        (small_disk / "filler").unlink()
+        run("device-agent", "renew", *agent)
+        shown = json.loads(service.enroll("device", "show", "pump-01", "-o", "json").check().stdout)
+        assert ["confirmed", "pending"] == [each["state"] for each in shown["certificates"]]
+        assert "Traceback" not in program.stderr
+    assert 0 == program.returncode
 
 
 def test_a_full_disk_refuses_and_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
