@@ -21,7 +21,7 @@ from enroll.authority import Authority
 from enroll.registry import Registry, feed, identity, log
 from enroll.registry import tokens as token_rows
 from enroll.registry.records import Approval, Intent, PrincipalRecord, TokenRecord
-from enroll.service import Asker, Enrolment, Issued, NotAdmitted, NotAllowed, TooManyWaiting
+from enroll.service import Asker, Enrolment, Issued, NotAdmitted, NotAllowed, Recovery, TooManyWaiting
 from enroll.tokens import TokenOrder, TokenRefused
 from fleet.errors import Denied, FleetError
 from fleet.est import Csr
@@ -390,6 +390,25 @@ class Fleet(RuleBasedStateMachine):
         except (NotAdmitted, NotAllowed):
             return
 
+    @rule(data=st.data())
+    def recover(self, data: st.DataObject) -> None:
+        """Whoever has the key of a certificate, which is nothing to the registry."""
+        if not (self.issued and self.requests):
+            return
+        used, asked = data.draw(st.sampled_from(self.issued)), data.draw(st.sampled_from(self.requests))
+        try:
+            outcome = Recovery(enrolment(self.registry)).recover(used.serial, asked, self.now, Asker())
+        except (NotAdmitted, NotAllowed, TooManyWaiting):
+            return
+        assert used.not_after <= self.now
+        if isinstance(outcome, Issued):
+            self.issued.append(outcome)
+
+    @rule(days=st.sampled_from([90, 200]))
+    def sleep(self, days: int) -> None:
+        """Every certificate expires, or even the grace after it."""
+        self.now = min(self.now + timedelta(days=days), NOW + timedelta(days=290))
+
     @rule(device=devices, change=st.sampled_from([service.suspend, service.resume, service.revoke]))
     def administer(self, device: DeviceId, change: Callable[..., PrincipalRecord]) -> None:
         try:
@@ -399,7 +418,7 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(hours=st.integers(1, 30))
     def wait(self, hours: int) -> None:
-        self.now += timedelta(hours=hours)
+        self.now = min(self.now + timedelta(hours=hours), NOW + timedelta(days=295))  # their CA issues so long
 
     @invariant()
     def holds(self) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.fuzz import corpus
 
 PROPERTIES = "properties"
-TARGETS = ("parser", "hub", "message", "topic", "join-code", "feed-line", "request")
+TARGETS = ("parser", "hub", "message", "topic", "join-code", "feed-line", "request", "recovery")
 _MAX_INPUT_BYTES = 2048
 
 

@@ -12,7 +12,7 @@ from math import inf
 from broker.engine import Reason
 from broker.engines.amqtt.packets import Connect, ProtocolViolation
 from broker.engines.amqtt.parser import Parser, TopicNames
-from fleet import directory, est, join, messages, topics
+from fleet import directory, est, join, messages, recovery, topics
 from fleet.errors import FleetError, InvalidInput
 from fleet.identity import DeviceId, State
 from fleet.messages import InvalidMessage
@@ -230,6 +230,19 @@ def _decoded(body: bytes) -> bytes | None:
         return None
 
 
+def recovery_claim(data: bytes) -> None:
+    """A body of whoever wants to recover is what it would be written as, or InvalidInput; so is the answer to it."""
+    with suppress(InvalidInput):
+        nonce = recovery.decode_nonce(data)
+        assert nonce == recovery.decode_nonce(recovery.encode_nonce(nonce))
+    try:
+        claim = recovery.decode_claim(data)
+    except InvalidInput:
+        return
+    assert claim == recovery.decode_claim(claim.encode())
+    assert 4 == len(recovery.statement(b"", claim.nonce, claim.csr).split(b"\n"))
+
+
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "parser": parser,
     "hub": hub,
@@ -238,4 +251,5 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "join-code": join_code,
     "feed-line": feed_line,
     "request": request,
+    "recovery": recovery_claim,
 }

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet import directory, est
+from fleet import directory, est, recovery
 from fleet.errors import FleetError
 from fleet.est import EstRequest, InvalidCsr
 from fleet.join import Token
@@ -18,7 +18,7 @@ from tests.fuzz.requests import REQUESTS, spoilt, written
 
 PATHS = (
     *(est.CACERTS, est.CSRATTRS, est.SIMPLE_ENROLL, est.SIMPLE_REENROLL, est.CONFIG, est.HEALTH, directory.PATH),
-    *(f"{est.BASE}/serverkeygen", "/"),
+    *(f"{est.BASE}/serverkeygen", "/", recovery.NONCE, recovery.RECOVER),
 )
 
 
@@ -91,7 +91,7 @@ def test_any_request_has_an_answer(
     """Some request ends in 500, or in a certificate for nothing."""
     request = EstRequest(method, path, headers, body, query, None, address)
     response = office.app.handle(request)
-    is_open = method == "GET" and path in (est.CACERTS, est.CSRATTRS, est.HEALTH)
+    is_open = method == "GET" and path in (est.CACERTS, est.CSRATTRS, est.HEALTH, recovery.NONCE)
     assert is_open == (200 == response.status)
     assert 200 == response.status or 400 <= response.status < 500
     response.body.decode()
