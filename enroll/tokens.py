@@ -86,11 +86,17 @@ def check_order(order: TokenOrder) -> None:
     if order.profile not in (pki.CLIENT.name, pki.TEST_CLIENT.name):
         raise InvalidInput(f"no client profile {order.profile!r}", hint="use client or test")
     for group in order.groups:
-        if not _GROUP.fullmatch(group):
-            raise InvalidInput(f"{group!r} is not a group's name", hint="use a-z, 0-9, _ and -")
+        check_group(group)
     for source in order.sources:
         _network(source)
     _check_ttl(order)
+
+
+def check_group(name: str) -> str:
+    """The name, if a group may be called so. Raises: InvalidInput."""
+    if not _GROUP.fullmatch(name):
+        raise InvalidInput(f"{name[:80]!r} is not a group's name", hint="use a-z, 0-9, _ and -")
+    return name
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

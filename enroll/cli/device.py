@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from enroll.cli.lineage import mark, read_story, resolve
+from enroll.cli.mark import group, label
 from enroll.cli.options import (
     HomeOption,
     Output,
@@ -26,6 +27,7 @@ from enroll.cli.options import (
     user,
 )
 from enroll.cli.output import Row, ago, ahead, minute, print_one, print_pages, say, time_or_none
+from enroll.cli.selected import WhereOption
 from enroll.cli.token import parse_role
 from fleet.errors import InvalidInput, NotFound
 from fleet.identity import DeviceId, Role, State
@@ -49,6 +51,7 @@ def list_(
     ] = None,
     match: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only ids like this: 'pump-*'.")] = None,
     alarms: Annotated[bool, typer.Option("--alarms", help="Only those that an admin has to look at.")] = False,
+    where: WhereOption = None,
     after: Annotated[str | None, typer.Option(metavar="ID", help="Begin behind this id.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, metavar="N", help="At most so many.")] = 1000,
     output: OutputOption = Output.TABLE,
@@ -56,6 +59,7 @@ def list_(
 ) -> None:
     """List them by id: who is online, whose certificate ends."""
     from enroll.registry.overview import Filter
+    from enroll.selection import parse
 
     wanted = Filter(
         None if role is None else parse_role(role),
@@ -64,6 +68,7 @@ def list_(
         online,
         None if match is None else _parse_pattern(match),
         alarms,
+        None if where is None else parse(where),
     )
     begin = None if after is None else DeviceId(after)
     with open_registry(admin_home(home)) as registry:
@@ -162,7 +167,7 @@ def _fields(summary: Summary) -> dict[str, Any]:
 
 def show(id: IdArgument, output: OutputOption = Output.TABLE, home: HomeOption = None) -> None:
     """Show one, with its certificates; if two may use its identity, with what is known of both."""
-    from enroll.registry import overview
+    from enroll.registry import labels, overview
 
     device, moment = DeviceId(id), now()
     with open_registry(admin_home(home)) as registry, registry.read() as transaction:
@@ -170,12 +175,14 @@ def show(id: IdArgument, output: OutputOption = Output.TABLE, home: HomeOption =
         if summary is None:
             raise NotFound(f"there is no {device}", hint="enroll device list")
         story = read_story(transaction, summary.record)
+        noted = labels.labels_of(transaction, device)
     record, heard = summary.record, summary.presence
     shown = [
         ("id", record.id),
         ("role", record.principal.role.value),
         ("state", record.state.value + mark([alarm.kind for alarm in story.alarms])),
         ("groups", ", ".join(record.groups) or "-"),
+        ("labels", ", ".join(f"{name}={value}" for name, value in noted.items()) or "-"),
         ("online", _online(summary)),
         ("since", minute(heard.changed_at if heard else None)),
         ("reason", (heard.reason if heard else "") or "-"),
@@ -185,7 +192,8 @@ def show(id: IdArgument, output: OutputOption = Output.TABLE, home: HomeOption =
         ("enrolments", str(record.epoch)),
         *story.rows(moment),
     ]
-    row = Row(record.id, _fields(summary) | story.fields(), tuple(value for _, value in shown))
+    fields = _fields(summary) | {"labels": noted} | story.fields()
+    row = Row(record.id, fields, tuple(value for _, value in shown))
     print_one(output, row, [label for label, _ in shown])
 
 
@@ -228,6 +236,8 @@ VERBS: Verbs = {
     "list": list_,
     "show": show,
     "resolve": resolve,
+    "group": group,
+    "label": label,
     "suspend": suspend,
     "resume": resume,
     "revoke": revoke,

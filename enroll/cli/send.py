@@ -1,53 +1,89 @@
-"""`enroll send`: one command to one device, through the registry; the service delivers it."""
+"""`enroll send`: a command to one device or to many, through the registry; the service delivers it."""
 
 from __future__ import annotations
 
 import json
 import time
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from enroll.cli.options import HomeOption, admin_home, now, open_registry, parse_duration, token_bytes, user
-from enroll.cli.output import say, time_or_none
+from enroll.cli.options import (
+    HomeOption,
+    Output,
+    OutputOption,
+    admin_home,
+    now,
+    open_registry,
+    parse_duration,
+    token_bytes,
+    user,
+)
+from enroll.cli.output import Row, print_rows, say, time_or_none
+from enroll.cli.progress import progress
+from enroll.cli.selected import DryRunOption, WhereOption, batches, ids_of
 from fleet import messages
-from fleet.errors import FleetError, InvalidInput, TimedOut
-from fleet.identity import DeviceId
+from fleet.errors import FleetError, InvalidInput, NotFound, PartlyDone, TimedOut
+from fleet.identity import DeviceId, Role, State
 from fleet.topics import check_name
 
 if TYPE_CHECKING:
+    from enroll.commands import Giver, Order
     from enroll.registry import Registry
     from enroll.registry.records import CommandRecord
 
 _POLL_SECONDS = 0.02
+_POLL_SECONDS_OF_MANY = 0.25
 
 
 def send(
-    id: Annotated[str, typer.Argument(metavar="ID", help="The device.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The command, as its firmware knows it.")],
-    args: Annotated[str, typer.Argument(metavar="[JSON]", help="Its arguments, an object.", show_default=False)] = "{}",
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[ID] NAME [JSON]",
+            help="The device, unless --group or --where says which; the command's name; its arguments.",
+        ),
+    ],
+    group: Annotated[str | None, typer.Option(metavar="G", help="To all active devices of this group.")] = None,
+    where: WhereOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result, and print its output.")] = False,
     timeout: Annotated[
         str, typer.Option("--timeout", metavar="TIME", help="Its deadline: it is not begun later.")
     ] = "30s",
+    dry_run: DryRunOption = False,
+    output: OutputOption = Output.TABLE,
     home: HomeOption = None,
 ) -> None:
-    """Send a command. Without --wait, print its id."""
-    from enroll import commands
+    """Send a command. Without --wait, print its id.
 
-    device, command, arguments = DeviceId(id), check_name(name), parse_args(args)
-    deadline = now() + parse_duration(timeout)
+    To many, each gets a command of its own, and a table says what each answered; exit status 6 if not all did it.
+    """
+    from enroll.commands import Order
+
+    is_for_many = group is not None or where is not None
+    device, rest = (None, words) if is_for_many else (DeviceId(words[0]), words[1:])
+    name, args = _command(rest)
+    order = Order(name, args, now() + parse_duration(timeout))
     with open_registry(admin_home(home)) as registry:
-        sent = commands.send(
-            registry, device, command, arguments, deadline=deadline, by=user(), now=now(), token_bytes=token_bytes
-        )
-        if not wait:
-            print(sent.id)
-            return
-        say(f"command {sent.id} to {device}, until {time_or_none(sent.deadline)}")
-        finished = _wait(registry, sent, deadline)
-    _print_outcome(finished)
+        chosen = _chosen(registry, group, where) if device is None else [device]
+        if dry_run:
+            print("\n".join(chosen))
+            say(f"{len(chosen)} would be sent {name}")
+        elif device is not None:
+            _send_one(registry, device, order, wait=wait)
+        else:
+            _send_many(registry, chosen, order, output, wait=wait)
+
+
+def _command(words: list[str]) -> tuple[str, messages.JsonObject]:
+    """A command's name and its arguments."""
+    if not words:
+        raise InvalidInput("missing argument 'NAME'", hint="enroll send --help")
+    if len(words) > 2:
+        raise InvalidInput("there is a word too many", hint="[ID] NAME [JSON]; with --group or --where no ID")
+    return check_name(words[0]), parse_args(words[1] if len(words) > 1 else "{}")
 
 
 def parse_args(text: str) -> messages.JsonObject:
@@ -60,19 +96,111 @@ def parse_args(text: str) -> messages.JsonObject:
         ) from error
 
 
-def _wait(registry: Registry, sent: CommandRecord, deadline: datetime) -> CommandRecord:
-    """The command when it has come to its end, or as it is at the deadline."""
+def _send_one(registry: Registry, device: DeviceId, order: Order, *, wait: bool) -> None:
     from enroll import commands
 
-    mark, record = registry.commit_mark(), sent
+    sent = commands.send(registry, device, order, _giver())
+    if not wait:
+        print(sent.id)
+        return
+    say(f"command {sent.id} to {device}, until {time_or_none(sent.deadline)}")
+    (finished,) = _wait(registry, [sent], _POLL_SECONDS)
+    _print_outcome(finished)
+
+
+def _giver() -> Giver:
+    from enroll.commands import Giver
+
+    return Giver(user(), now(), token_bytes)
+
+
+def _chosen(registry: Registry, group: str | None, where: str | None) -> list[DeviceId]:
+    """Every active device that is in the group and fits. Raises: NotFound if there is none."""
+    from enroll.registry.overview import Filter
+    from enroll.selection import parse
+
+    wanted = Filter(Role.DEVICE, State.ACTIVE, group, where=None if where is None else parse(where))
+    chosen = ids_of(registry, wanted)
+    if not chosen:
+        hint = "enroll device list shows who there is; enroll device group puts devices into groups"
+        raise NotFound("there is no active device of these", hint=hint)
+    return chosen
+
+
+def _send_many(registry: Registry, chosen: list[DeviceId], order: Order, output: Output, *, wait: bool) -> None:
+    from enroll import commands
+
+    sent: list[CommandRecord] = []
+    for batch in batches(chosen):
+        sent += commands.send_all(registry, batch, order, _giver())
+    say(f"{len(sent)} command{'' if len(sent) == 1 else 's'}, until {time_or_none(order.deadline)}")
+    records = _wait(registry, sent, _POLL_SECONDS_OF_MANY) if wait else sent
+    rows = [_row(record) for record in records]
+    print_rows(output, ("DEVICE", "COMMAND", "STATE", "ANSWER"), rows, nothing="nobody was left to send it to")
+    if wait:
+        _judge(records)
+
+
+def _wait(registry: Registry, sent: Sequence[CommandRecord], poll_seconds: float) -> list[CommandRecord]:
+    """The commands when all have come to their end, or as they are at the deadline."""
+    mark, waiting = registry.commit_mark(), _Waiting(registry, {record.id: record for record in sent})
     try:
-        while not record.state.is_final and now() < deadline:
-            time.sleep(_POLL_SECONDS)
-            if mark.has_moved():
-                record = commands.find(registry, sent.id)
+        with progress("answered", len(sent) if len(sent) > 1 else 0) as bar:
+            while waiting.open and now() < sent[0].deadline:
+                time.sleep(poll_seconds)
+                if mark.has_moved():
+                    bar.advance(waiting.look())
+            bar.advance(waiting.look())
     finally:
         mark.close()
-    return commands.find(registry, sent.id)
+    return list(waiting.records.values())
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Commands whose end is waited for."""
+
+    registry: Registry
+    records: dict[str, CommandRecord]
+
+    @property
+    def open(self) -> list[str]:
+        return [record.id for record in self.records.values() if not record.state.is_final]
+
+    def look(self) -> int:
+        """How many have come to their end since the last look."""
+        from enroll import commands
+
+        before = self.open
+        for batch in batches(before):
+            self.records |= {record.id: record for record in commands.find_all(self.registry, batch)}
+        return len(before) - len(self.open)
+
+
+def _row(record: CommandRecord) -> Row:
+    answer = record.error or ("" if record.output is None else json.dumps(_output(record), ensure_ascii=True))
+    fields = {
+        "device": record.device,
+        "command": record.id,
+        "state": record.state.value,
+        "output": _output(record),
+        "error": record.error,
+    }
+    return Row(record.id, fields, (record.device, record.id, record.state.value, answer or "-"))
+
+
+def _judge(records: Sequence[CommandRecord]) -> None:
+    """Raises: PartlyDone, TimedOut or FleetError, where not all did it."""
+    from enroll.registry.records import CommandState
+
+    done = sum(record.state is CommandState.DONE and not record.error for record in records)
+    if done == len(records):
+        return
+    if done:
+        raise PartlyDone(f"{done} of {len(records)} did it", hint="the table says what became of the others")
+    if any(record.state.is_final and record.state is not CommandState.EXPIRED for record in records):
+        raise FleetError(f"none of {len(records)} did it", hint="the table says why")
+    raise TimedOut(f"none of {len(records)} answered in time", hint="enroll device list --online")
 
 
 def _print_outcome(record: CommandRecord) -> None:

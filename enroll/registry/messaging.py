@@ -52,6 +52,7 @@ _UNFINISHED_OF = _SENDABLE.where(commands.c.device == bindparam("device"), comma
     bindparam("limit")
 )
 _COMMAND_BY_ID = _COMMAND.where(commands.c.id == bindparam("id"))
+_COMMANDS_BY_ID = _COMMAND.where(commands.c.id.in_(bindparam("ids", expanding=True))).order_by(commands.c.number)
 _STATES = select(commands.c.id, commands.c.device, commands.c.state).where(
     commands.c.id.in_(bindparam("ids", expanding=True))
 )
@@ -107,6 +108,11 @@ def find_command(transaction: Connection, id: str) -> CommandRecord | None:
     """The command of that id."""
     row = transaction.execute(_COMMAND_BY_ID, {"id": id}).first()
     return None if row is None else _command(row)
+
+
+def find_commands(transaction: Connection, ids: Collection[str]) -> list[CommandRecord]:
+    """Those of these commands that there are, in the order they were given; some hundred ids at once."""
+    return [_command(row) for row in transaction.execute(_COMMANDS_BY_ID, {"ids": list(ids)})]
 
 
 def states_of(transaction: Connection, ids: Collection[str]) -> dict[str, tuple[DeviceId, CommandState]]:

@@ -14,6 +14,8 @@ from enroll.registry import lineage
 from enroll.registry.identity import CERTIFICATE_COLUMNS, certificate_of, decode_names
 from enroll.registry.records import LIVE, CertificateRecord, CertificateState, PresenceRecord, PrincipalRecord
 from enroll.registry.schema import certificates, commands, memberships, presence, principals
+from enroll.registry.selecting import fits, like
+from enroll.selection import Selection
 from fleet.identity import DeviceId, Principal, Role, State
 
 _EXPIRY: Final = (
@@ -71,6 +73,7 @@ class Filter:
     is_online: bool | None = None
     pattern: str | None = None
     is_alarmed: bool = False
+    where: Selection | None = None
 
 
 EVERYBODY: Final = Filter()
@@ -88,6 +91,8 @@ def page(transaction: Connection, wanted: Filter, after: DeviceId | None, limit:
     query = query.where(leading > behind if behind >= prefix else leading >= prefix)  # one bound: SQLite seeks but one
     if wanted.pattern is not None:
         query = query.where(*_matching(leading, wanted.pattern, prefix))
+    if wanted.where is not None:
+        query = query.where(fits(wanted.where))
     return list(_summaries(transaction, query.order_by(leading).limit(limit)))
 
 
@@ -122,13 +127,12 @@ def _unusual(column: str, value: StrEnum, usual: StrEnum) -> tuple[ColumnElement
 def _matching(leading: ColumnElement[str], pattern: str, prefix: str) -> Iterator[ColumnElement[bool]]:
     yield leading < prefix + "\x7f"  # behind every character of an id
     if pattern != prefix + "*":
-        escaped = pattern.replace("_", "\\_").replace("*", "%")
-        yield leading.like(escaped, escape="\\")
+        yield like(leading, pattern)
 
 
 def counts(transaction: Connection) -> dict[str, int]:
     """How many devices there are, how many are online, and how many in each state."""
-    states: dict[str, int] = dict(transaction.execute(_STATES).tuples().all())
+    states: dict[str, int] = dict(transaction.execute(_STATES).all())
     online = transaction.execute(_ONLINE).scalar_one()
     return {"known": sum(states.values()), "online": online} | {state: states[state] for state in sorted(states)}
 
@@ -155,4 +159,5 @@ def newest_certificates(transaction: Connection, limit: int) -> list[Certificate
 
 def command_counts(transaction: Connection) -> dict[str, int]:
     """How many commands are in each state that occurs."""
-    return dict(transaction.execute(select(commands.c.state, func.count()).group_by(commands.c.state)).tuples().all())
+    counted = transaction.execute(select(commands.c.state, func.count()).group_by(commands.c.state))
+    return dict(counted.all())

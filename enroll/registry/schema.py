@@ -90,6 +90,17 @@ memberships: Final = Table(
 )
 """Who is in which group: what `principals.groups` says, to be asked the other way round."""
 
+labels: Final = Table(
+    "labels",
+    metadata,
+    Column("principal", ForeignKey("principals.id"), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("value", String(64), nullable=False),
+    Index(None, "name", "value", "principal"),
+    sqlite_with_rowid=False,
+)
+"""What admins note of a principal, to find it by. A label belongs to the name: a successor has it too."""
+
 keys: Final = Table(
     "keys",
     metadata,

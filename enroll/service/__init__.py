@@ -1,6 +1,7 @@
 """What admins and devices can do with the fleet: each use case is one transaction, done whole or not at all.
 
 `administration`  principals, show, suspend, resume, revoke
+`grouping`        mark: groups and labels
 `invitations`     invite, invite_all, check_orders, revoke_token, enrolled_by, revoke_enrolled, tokens
 `decisions`       requests, find_request, check_approvable, approve, deny
 `manufacturers`   add_manufacturer, remove_manufacturer, trusted_manufacturers; add_claims, claims, remove_claim, ...
@@ -17,6 +18,7 @@ from enroll.service.administration import Details, principals, resume, revoke, s
 from enroll.service.admission import NotAdmitted, NotAllowed, Peer, admit
 from enroll.service.decisions import approve, check_approvable, deny, find_request, requests
 from enroll.service.enrolment import Enrolment
+from enroll.service.grouping import Change, mark
 from enroll.service.hardware import Hardware, hardware_of
 from enroll.service.invitations import (
     Invitation,
@@ -54,6 +56,7 @@ from enroll.service.waiting import Asker, RequestDenied, TooManyWaiting, Waiting
 
 __all__ = [
     "Asker",
+    "Change",
     "Details",
     "Ended",
     "Enrolment",
@@ -89,6 +92,7 @@ __all__ = [
     "history",
     "invite",
     "invite_all",
+    "mark",
     "new_claim",
     "principals",
     "remove_claim",

@@ -302,16 +302,9 @@ def test_a_device_that_says_hello_in_a_loop_is_answered_now_and_then_and_at_last
     files = enrol(home, PUMP)
     with Registry.open(home.registry) as registry:
         for _ in range(50):
-            commands.send(
-                registry,
-                PUMP,
-                "echo",
-                {},
-                deadline=datetime.now(UTC) + timedelta(minutes=5),
-                by="test",
-                now=datetime.now(UTC),
-                token_bytes=secrets.token_bytes,
-            )
+            now = datetime.now(UTC)
+            order = commands.Order("echo", {}, now + timedelta(minutes=5))
+            commands.send(registry, PUMP, order, commands.Giver("test", now, secrets.token_bytes))
     with connected(home, broker, PUMP, files) as pump:
         began = time.monotonic()
         pump.says_hello()

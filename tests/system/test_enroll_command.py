@@ -118,6 +118,28 @@ def test_send_ends_at_the_deadline_of_a_device_that_is_away(fleet: LiveFleet) ->
     assert "error: pump-11 did not take the command in time" in done.stderr
 
 
+def test_send_to_a_group_shows_what_each_answered(fleet: LiveFleet) -> None:
+    """An admin would not know which of the devices did it, or believe that all did."""
+    agent = fleet.joined("pump-20")
+    fleet.joined("pump-21")  # which is away
+    fleet.enroll("device", "group", "pump-20", "pump-21", "--add", "twenties")
+    fleet.enroll("device", "label", "pump-20", "--set", "site=berlin")
+    with (
+        Program("device-agent", "run", "--home", agent.path) as device,
+        Program("firmware-stub", "--socket", agent.path / "run" / "app.sock", "--interval", 1),
+    ):
+        device.wait_for_line("device-agent: ready pump-20")
+        to_all = ("send", "--group", "twenties", "echo", '{"n": 1}', "--wait", "--timeout", "3s", "-o", "json")
+        done = run("enroll", *to_all, "--home", fleet.home.path)
+        answers = {answer["device"]: (answer["state"], answer["output"]) for answer in json.loads(done.stdout)}
+        assert {"pump-20": ("done", {"n": 1}), "pump-21": ("expired", None)} == answers
+        assert (6, "error: 1 of 2 did it") == (done.returncode, done.stderr.splitlines()[-2])
+        to_some = ("--group", "twenties", "--where", "site=berlin and online")
+        table = fleet.enroll("send", *to_some, "echo", '{"n": 2}', "--wait", "--timeout", "20s").stdout.splitlines()
+        assert ["DEVICE", "COMMAND", "STATE", "ANSWER"] == table[0].split()
+        assert ["pump-20", "done", '{"n":', "2}"] == table[1].split()[:1] + table[1].split()[2:]
+
+
 def test_tail_prints_what_devices_say_and_escapes_it(fleet: LiveFleet) -> None:
     """A device could drive the admin's terminal, or a message be missed."""
     port, files = fleet.broker_address[1], enrol(fleet.home, "pump-12")

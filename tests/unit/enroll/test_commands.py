@@ -39,17 +39,11 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
         yield opened
 
 
+GIVER = commands.Giver("test", NOW, lambda size: next(_SEEDS).to_bytes(size, "big"))
+
+
 def give(registry: Registry, device: DeviceId = PUMP, deadline: datetime = NOW + MINUTE) -> str:
-    return commands.send(
-        registry,
-        device,
-        "echo",
-        {"a": 1},
-        deadline=deadline,
-        by="test",
-        now=NOW,
-        token_bytes=lambda size: next(_SEEDS).to_bytes(size, "big"),
-    ).id
+    return commands.send(registry, device, commands.Order("echo", {"a": 1}, deadline), GIVER).id
 
 
 def envelope(device: DeviceId) -> Envelope:
@@ -86,7 +80,7 @@ def test_only_an_active_device_is_given_commands(registry: Registry) -> None:
 def test_arguments_that_no_message_can_carry_are_refused(registry: Registry) -> None:
     """A command would be queued that can never be sent, and hold up those behind it."""
     with pytest.raises(InvalidMessage):
-        commands.send(registry, PUMP, "echo", {"a": "x" * 70_000}, deadline=NOW, by="test", now=NOW, token_bytes=bytes)
+        commands.send(registry, PUMP, commands.Order("echo", {"a": "x" * 70_000}, NOW), GIVER)
 
 
 def test_what_is_due_is_of_devices_that_are_online_in_the_order_given(registry: Registry) -> None:

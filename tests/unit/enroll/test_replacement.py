@@ -66,12 +66,8 @@ def given(office: Office) -> str:
     return commands.send(
         office.registry,
         PUMP,
-        "open",
-        {},
-        deadline=office.now + timedelta(hours=1),
-        by="test",
-        now=office.now,
-        token_bytes=office.app.enrolment.token_bytes,
+        commands.Order("open", {}, office.now + timedelta(hours=1)),
+        commands.Giver("test", office.now, office.app.enrolment.token_bytes),
     ).id
 
 

@@ -80,12 +80,8 @@ def test_commands_that_were_given_are_replayed(office: Office) -> None:
         commands.send(
             office.registry,
             DeviceId("pump-07"),
-            "open",
-            {},
-            deadline=office.now + timedelta(hours=1),
-            by="test",
-            now=office.now,
-            token_bytes=office.app.enrolment.token_bytes,
+            commands.Order("open", {}, office.now + timedelta(hours=1)),
+            commands.Giver("test", office.now, office.app.enrolment.token_bytes),
         )
     mute = Policy(tuple(rule for rule in DEFAULT_RULES if rule.name != "dispatch-commands-devices"))
     lost = {kind.shape: count for kind, count in changed(replay(office, DEFAULT_POLICY, mute)).items()}
