@@ -29,8 +29,10 @@ from broker.feed import Feed
 from broker.figures import LoopDelay, Readings
 from broker.membership import Membership
 from broker.metrics import PATH, MetricsServer
+from broker.timekeeping import Timekeeping
 from broker.trust import ClientTrust, load_client_trust, load_trust
 from fleet import config
+from fleet.clock import FlooredClock
 from fleet.config import Address, FleetConfig
 from fleet.errors import Denied, FleetError, NotFound, reason_of, report, usage_report
 from fleet.identity import Server
@@ -131,10 +133,6 @@ def _read_config(home: AdminHome) -> FleetConfig:
         ) from error
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 async def _serve(
     home: AdminHome, settings: FleetConfig, address: Address, metrics: Address | None, public_url: str
 ) -> None:
@@ -191,15 +189,18 @@ class _Broker:
     def __init__(self, home: AdminHome, settings: FleetConfig, known: Directory) -> None:
         self._home = home
         self._settings = settings
-        self.trust = load_trust(home.broker_trust, home.broker_server, _now())
+        self._clock = FlooredClock(lambda: datetime.now(UTC), time.monotonic)
+        self._timekeeping = Timekeeping(home, self._clock)
+        self._timekeeping.begin()
+        self.trust = load_trust(home.broker_trust, home.broker_server, self._clock.now(), self._clock)
         self._loaded = self._stamps()
         self.membership = Membership(known, Journal(home.broker_directory), time.monotonic)
         self.feed = Feed(
             home.run_file(Server.ENROLL), self._to_service(), self.membership, lambda: known.position, SystemRandom()
         )
-        self.engine: Engine = AmqttEngine(_now)
+        self.engine: Engine = AmqttEngine(self._clock.now)
         self.address = Address("", 0)
-        self._started_at = _now()
+        self._started_at = self._clock.now()
         self._version = version("mqtt-fleet")
         self._loop_delay = LoopDelay()
         self._metrics: MetricsServer | None = None
@@ -226,7 +227,7 @@ class _Broker:
         return Readings(
             version=self._version,
             started_at=self._started_at,
-            now=_now(),
+            now=self._clock.now(),
             stats=self.engine.stats(),
             delay=self._loop_delay.copy(),
             directory_age_seconds=self.membership.age_seconds,
@@ -247,7 +248,8 @@ class _Broker:
         await self.engine.wait_ready(self._canary(self._home.broker_client), self._revoked_canary())
 
     def _canary(self, identity: IdentityFiles) -> ClientTrust:
-        return load_client_trust(self._home.broker_trust, identity, Server.BROKER, _now(), checks_host=False)
+        now, trust = self._clock.now(), self._home.broker_trust
+        return load_client_trust(trust, identity, Server.BROKER, now, checks_host=False, clock=self._clock)
 
     def _revoked_canary(self) -> ClientTrust | None:
         """None, and said so, where the home has none that TLS would let through: made earlier, or run out."""
@@ -258,7 +260,8 @@ class _Broker:
             return None
 
     def _to_service(self) -> ClientTrust:
-        return load_client_trust(self._home.broker_trust, self._home.broker_client, Server.ENROLL, _now())
+        now, trust = self._clock.now(), self._home.broker_trust
+        return load_client_trust(trust, self._home.broker_client, Server.ENROLL, now, clock=self._clock)
 
     def _stamps(self) -> tuple[tuple[int, int] | None, ...]:
         """What changes with the files that `_reload` reads."""
@@ -269,7 +272,8 @@ class _Broker:
         """Take new certificates when they are there, as after SIGHUP; for ever, as a task."""
         while True:
             await asyncio.sleep(_FILE_CHECK_SECONDS)
-            if self._stamps() != self._loaded:
+            has_turned = self._timekeeping.look()
+            if has_turned or self._stamps() != self._loaded:
                 self.reload_soon()
 
     def reload_soon(self) -> None:
@@ -281,7 +285,8 @@ class _Broker:
         """Take new certificates from the home; the old ones stay in use where the new are not good."""
         self._loaded = self._stamps()
         try:
-            trust = load_trust(self._home.broker_trust, self._home.broker_server, _now())
+            now, clock = self._clock.now(), self._clock
+            trust = load_trust(self._home.broker_trust, self._home.broker_server, now, clock)
             self.feed.replace_trust(self._to_service())
             await self.engine.replace_trust(trust)
             await self._prove()

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fleet import pki
+from fleet.clock import NO_CHECK_TIME, FlooredClock
 from fleet.errors import FleetError, InvalidInput, NotFound
 from fleet.identity import Server, is_server
 from fleet.layout import IdentityFiles
@@ -55,8 +56,11 @@ class ClientTrust:
     name: str
 
 
-def load_trust(authorities: Path, identity: IdentityFiles, now: datetime) -> Trust:
-    """Read and verify what a listener needs. Raises: FleetError that names the file and what is wrong with it."""
+def load_trust(authorities: Path, identity: IdentityFiles, now: datetime, clock: FlooredClock | None = None) -> Trust:
+    """Read and verify what a listener needs. Dates are OpenSSL's to judge, unless `clock` knows that it goes wrong.
+
+    Raises: FleetError that names the file and what is wrong with it.
+    """
     found = load_authorities(authorities, now)
     leaf = _load_identity(identity, now)
     _check_is_broker(leaf, identity.certificate)
@@ -68,11 +72,20 @@ def load_trust(authorities: Path, identity: IdentityFiles, now: datetime) -> Tru
     context.num_tickets = 0
     context.load_verify_locations(cadata=found.pem())
     _load_chain(context, identity)
+    if clock is not None and clock.is_floored:
+        _leave_dates_to_us(context)
+        context.sslobject_class = _judged_by(clock)
     return Trust(context, frozenset(issuer.subject for issuer in found.issuers))
 
 
 def load_client_trust(
-    authorities: Path, identity: IdentityFiles, server: Server, now: datetime, *, checks_host: bool = True
+    authorities: Path,
+    identity: IdentityFiles,
+    server: Server,
+    now: datetime,
+    *,
+    checks_host: bool = True,
+    clock: FlooredClock | None = None,
 ) -> ClientTrust:
     """Read and verify what a connection to `server` needs; only roots count, and only that server's name passes.
 
@@ -84,7 +97,10 @@ def load_client_trust(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     harden(context)
     context.check_hostname = checks_host
-    context.sslobject_class = _connection_to(server)
+    is_floored = clock is not None and clock.is_floored
+    context.sslobject_class = _connection_to(server, clock if is_floored else None)
+    if is_floored:
+        _leave_dates_to_us(context)
     context.load_verify_locations(cadata=found.roots_pem())
     _load_chain(context, identity)
     return ClientTrust(context, pki.common_name_of(leaf.subject))
@@ -96,12 +112,37 @@ def harden(context: ssl.SSLContext) -> None:
     context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_TRUSTED_FIRST
 
 
-def _connection_to(server: Server) -> type[ssl.SSLObject]:
+def _leave_dates_to_us(context: ssl.SSLContext) -> None:
+    """Python's ssl has no name for the flag, and keeps it all the same."""
+    context.verify_flags |= NO_CHECK_TIME
+
+
+def _check_dates(connection: ssl.SSLObject, clock: FlooredClock) -> None:
+    """Judge the whole chain that a handshake has verified. Raises: ssl.SSLCertVerificationError."""
+    chain = connection._sslobj.get_verified_chain()  # type: ignore[attr-defined] # public only from Python 3.13 on
+    if refusal := clock.refusal(each.get_info() for each in chain or ()):
+        raise ssl.SSLCertVerificationError(refusal)
+
+
+def _judged_by(clock: FlooredClock) -> type[ssl.SSLObject]:
+    """A TLS connection whose handshake fails unless the peer's chain is good by that clock."""
+
+    class Dated(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            _check_dates(self, clock)
+
+    return Dated
+
+
+def _connection_to(server: Server, clock: FlooredClock | None) -> type[ssl.SSLObject]:
     """A TLS connection whose handshake fails unless the peer is that server by its SPIFFE id (DESIGN section 11)."""
 
     class Checked(ssl.SSLObject):
         def do_handshake(self) -> None:
             super().do_handshake()
+            if clock is not None:
+                _check_dates(self, clock)
             if not is_server(self.getpeercert(), server):
                 raise ssl.SSLCertVerificationError(f"the peer is not this fleet's {server.value} server")
 
@@ -116,8 +157,16 @@ def load_authorities(path: Path, now: datetime) -> Authorities:
     if not roots or not issuers:
         raise InvalidInput(f"{path} does not hold a root and a CA for clients that it signed", hint=_RESTORE_HINT)
     for certificate in (*roots, *issuers):
-        _check_dates(certificate, path, now)
+        _check_dates_of(certificate, path, now)
     return Authorities(roots, issuers)
+
+
+def begins_at(files: IdentityFiles) -> datetime | None:
+    """When an own certificate was made; None where there is none that can be read: who needs it says so."""
+    try:
+        return _certificates(files.certificate)[0].not_valid_before_utc
+    except FleetError:
+        return None
 
 
 def _issues_clients(certificate: x509.Certificate) -> bool:
@@ -147,7 +196,7 @@ def _load_identity(files: IdentityFiles, now: datetime) -> x509.Certificate:
         raise InvalidInput(f"{files.key} is not a private key", hint=_RESTORE_HINT) from error
     if pki.spki(pki.check_public_key(key.public_key())) != pki.spki(pki.check_public_key(leaf.public_key())):
         raise InvalidInput(f"{files.key} is not the key of {files.certificate}", hint=_RESTORE_HINT)
-    _check_dates(leaf, files.certificate, now)
+    _check_dates_of(leaf, files.certificate, now)
     return leaf
 
 
@@ -158,7 +207,7 @@ def _check_is_broker(leaf: x509.Certificate, path: Path) -> None:
         raise InvalidInput(f"{path} is not a broker's certificate", hint=_RESTORE_HINT)
 
 
-def _check_dates(certificate: x509.Certificate, path: Path, now: datetime) -> None:
+def _check_dates_of(certificate: x509.Certificate, path: Path, now: datetime) -> None:
     name = certificate.subject.rfc4514_string()
     if now > certificate.not_valid_after_utc:
         raise FleetError(

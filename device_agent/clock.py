@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, Protocol
 
-from fleet.clock import BUILD_FLOOR, HINT, Floor, Ticking, Validity, highest, in_words
+from fleet.clock import BUILD_FLOOR, FLOORS, HINT, SEEN, Floor, Ticking, Validity, highest, in_words
 from fleet.layout import Credential
 
 # Two clocks that differ by less agree; one that moved by less was not set.
@@ -28,6 +28,8 @@ TOLERANCE: Final = timedelta(minutes=5)
 # A floor is worth what its age is: a verified service is asked soon after the start, at a random point, and then daily.
 FIRST_LOOK_SECONDS: Final = 3_600.0
 LOOK_SECONDS: Final = 86_400.0
+# A service that is away is not waited for at each attempt to reach a broker.
+IMPROVE_SECONDS: Final = 300.0
 # How often it is worth a write on an SD card that the time has passed.
 REMEMBER_AFTER: Final = timedelta(hours=12)
 
@@ -72,9 +74,9 @@ class Reading:
     is_confirmed: bool
 
     @property
-    def is_below_floor(self) -> bool:
-        """Whether only a lower bound is known: what has ended by then has ended, and no more can be said."""
-        return self.basis is Basis.FLOOR
+    def is_lower_bound(self) -> bool:
+        """Whether no more is known: what has ended by then has ended, and what has not may have, too."""
+        return self.basis in (Basis.FLOOR, Basis.ISSUED)
 
     @property
     def checks_dates_itself(self) -> bool:
@@ -87,7 +89,7 @@ class Reading:
         if self.basis is Basis.SYSTEM:
             return ""
         source = {
-            Basis.FLOOR: f"floor: {_FLOORS.get(self.floor, self.floor)}",
+            Basis.FLOOR: f"floor: {FLOORS.get(self.floor, self.floor)}",
             Basis.SERVER: "told by the enrollment service",
             Basis.ISSUED: "when the broker's certificate was made",
             Basis.STEADY: "the clock jumped; counted on from before",
@@ -107,13 +109,6 @@ class Reading:
         }
 
 
-_FLOORS: Final = {
-    "build": "when this program was made",
-    "certificate": "when its own certificate was made",
-    "seen": "when it last knew the time",
-}
-
-
 class Clock(Protocol):
     """The time as one process knows it; any thread may ask."""
 
@@ -128,6 +123,9 @@ class Clock(Protocol):
 
     def ask(self, roots_pem: str) -> bool:
         """Whether the enrollment service told the time, after a handshake that failed on time alone. Slow."""
+
+    def improve(self, roots_pem: str) -> None:
+        """Ask the service as `ask` does if only a lower bound is known, and it was not asked a moment ago."""
 
     def infer(self, validity: Validity) -> bool:
         """Whether a broker's chain tells how late it is at least, where only the floor is known."""
@@ -204,17 +202,21 @@ class Timeline:
         """Our CA has dated a chain, so it is that late at least; None unless nothing but the floor is known."""
         found = self.reading(system, monotonic)
         utc = max(found.utc, validity.not_before)
-        if not found.is_below_floor or not validity.covers(utc):
+        if not found.is_lower_bound or not validity.covers(utc):
             return None
         return self._anchored(utc, Basis.ISSUED, validity, system, monotonic)
 
     def heard(self, date: datetime, system: datetime, monotonic: float) -> Timeline:
-        """A verified service and a clock that is believed both say that it is so late: that raises the floor."""
-        seen = min(date, system)
-        is_believed = self.reading(system, monotonic).basis is Basis.SYSTEM
-        if not is_believed or self.anchor is None or seen <= self.floor_at(monotonic):
+        """A verified service and a clock that is believed both say that it is so late: that raises the floor.
+
+        Where only a lower bound is known, what the service says is better, for as long as this process runs.
+        """
+        found, seen = self.reading(system, monotonic), min(date, system)
+        if self.anchor is not None and found.is_lower_bound:
+            return self.told(date, self.anchor.validity, system, monotonic) or self
+        if found.basis is not Basis.SYSTEM or self.anchor is None or seen <= self.floor_at(monotonic):
             return self
-        return replace(self, floor=Floor(seen, "seen"), ticking=Ticking(seen, monotonic))
+        return replace(self, floor=Floor(seen, SEEN), ticking=Ticking(seen, monotonic))
 
     def _anchored(
         self, utc: datetime, basis: Basis, validity: Validity, system: datetime, monotonic: float
@@ -228,6 +230,6 @@ def timeline(monotonic: float, credential: Credential | None, seen: datetime | N
     if credential is not None:
         floors.append(Floor(credential.not_before, "certificate"))
     if seen is not None:
-        floors.append(Floor(seen, "seen"))
+        floors.append(Floor(seen, SEEN))
     floor = highest(*floors)
     return Timeline(floor, Ticking(floor.time, monotonic))

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Final
 
 from device_agent import https, tls
-from device_agent.clock import REMEMBER_AFTER, Basis, Reading, Timeline, timeline
+from device_agent.clock import IMPROVE_SECONDS, REMEMBER_AFTER, Basis, Reading, Timeline, timeline
 from device_agent.store import Disk, replace_file
 from fleet import clock
 from fleet.clock import Validity
@@ -47,6 +47,7 @@ class Timekeeper:
         self._remember = remember
         self._remembered = known.floor.time
         self._told = Basis.SYSTEM
+        self._improve_at = monotonic()
         self._lock = threading.Lock()
 
     def now(self) -> datetime:
@@ -101,6 +102,13 @@ class Timekeeper:
             _log.warning(event("clock.not_told", cause="no-date", detail=error.message))
             return False
         return self._take(date, validity)
+
+    def improve(self, roots_pem: str) -> None:
+        """See `Clock`."""
+        now = self.monotonic()
+        if self.reading().is_lower_bound and now >= self._improve_at:
+            self._improve_at = now + IMPROVE_SECONDS
+            self.ask(roots_pem)
 
     def _take(self, date: datetime, validity: Validity) -> bool:
         with self._lock:

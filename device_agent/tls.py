@@ -194,6 +194,8 @@ class FleetContext(BoundedContext):
 
         Raises: what `attempt` raises.
         """
+        if not self.is_dateless:
+            self.clock.improve(self.roots_pem)
         try:
             return attempt()
         except ssl.SSLError as error:
@@ -207,7 +209,7 @@ class FleetContext(BoundedContext):
             return False
         if not isinstance(error, OutOfDate):
             return self.clock.ask(self.roots_pem)
-        if error.has_ended and self.clock.reading().is_below_floor:
+        if error.has_ended and self.clock.reading().is_lower_bound:
             return False
         return self.clock.ask(self.roots_pem) or self.clock.infer(error.validity)
 

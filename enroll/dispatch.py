@@ -26,6 +26,7 @@ from enroll.registry.records import CommandRecord
 from enroll.reports import Report
 from enroll.sifting import sift
 from fleet import messages, topics
+from fleet.clock import FlooredClock
 from fleet.errors import FleetError, NotFound
 from fleet.identity import DISPATCH, Server
 from fleet.layout import AdminHome, decode_run_file
@@ -45,11 +46,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The world as dispatch may see it: time of day in UTC, seconds that never jump, jitter."""
+    """The world as dispatch may see it: time of day in UTC, seconds that never jump, jitter.
+
+    `floored` is the same time of day for whoever has to know how it is known.
+    """
 
     clock: Callable[[], datetime]
     monotonic: Callable[[], float]
     random: random.Random
+    floored: FlooredClock | None = None
 
 
 def delay_before(failures: int, draw: random.Random) -> float:
@@ -99,7 +104,8 @@ class Dispatch:
             ways = endpoints(decode_run_file(run_file.read_bytes()).url)
         except OSError as error:
             raise NotFound("no broker has said where it is", hint="broker serve") from error
-        login = Login(str(self._home.root.certificate), self._home.dispatch, DISPATCH.id, is_persistent=True)
+        trust, clock = str(self._home.root.certificate), self._ports.floored
+        login = Login(trust, self._home.dispatch, DISPATCH.id, is_persistent=True, clock=clock)
         connection = Connection.open(login, ways, self._ports.monotonic)
         try:
             connection.subscribe(SUBSCRIPTIONS, self._ports.monotonic)

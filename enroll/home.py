@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import stat
+from datetime import datetime
 from pathlib import Path
 
-from fleet import config
+from fleet import clock, config
 from fleet.config import FleetConfig
-from fleet.errors import Denied, FleetError, NotFound, reason_of
+from fleet.errors import Denied, FleetError, InvalidInput, NotFound, reason_of
 from fleet.layout import AdminHome
 
 
@@ -41,6 +42,14 @@ def read_config(home: AdminHome) -> FleetConfig:
         raise FleetError(
             f"{home.config} cannot be read: {reason_of(error)}", hint="restore it from a backup"
         ) from error
+
+
+def read_seen(home: AdminHome) -> datetime | None:
+    """The time that was known last in this home; None if it never was, or if the file is damaged."""
+    try:
+        return clock.decode_seen(home.clock.read_bytes())
+    except (OSError, InvalidInput):
+        return None
 
 
 def make_private(folder: Path) -> None:

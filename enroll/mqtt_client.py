@@ -26,6 +26,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from enroll import dates
+from fleet.clock import NO_CHECK_TIME, FlooredClock
 from fleet.errors import Denied, FleetError, InvalidInput, Unreachable
 from fleet.identity import Server, is_server
 from fleet.layout import IdentityFiles
@@ -83,6 +85,8 @@ class _BrokerSocket(ssl.SSLSocket):
 
     def do_handshake(self, block: bool = False) -> None:
         super().do_handshake(block)
+        if (clock := getattr(self.context, "clock", None)) is not None:
+            dates.check(self, clock)
         if not is_server(self.getpeercert(), Server.BROKER):
             raise ssl.SSLCertVerificationError("the certificate is not a broker's")
 
@@ -120,17 +124,22 @@ class _BrokerContext(ssl.SSLContext):
 
     sslsocket_class = _BrokerSocket
     server_name = ""
+    clock: FlooredClock | None = None
+    """Who judges dates, where OpenSSL cannot."""
 
     def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
         return super().wrap_socket(*args, **(options | {"server_hostname": self.server_name}))
 
 
-def _context(trust: str, files: IdentityFiles, server_name: str) -> ssl.SSLContext:
+def _context(login: Login, server_name: str) -> ssl.SSLContext:
     context = _BrokerContext(ssl.PROTOCOL_TLS_CLIENT)
     context.server_name = server_name
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_verify_locations(trust)
-    context.load_cert_chain(files.certificate, files.key)
+    context.load_verify_locations(login.trust)
+    context.load_cert_chain(login.identity.certificate, login.identity.key)
+    if login.clock is not None and login.clock.is_floored:
+        context.verify_flags |= NO_CHECK_TIME
+        context.clock = login.clock
     return context
 
 
@@ -147,12 +156,13 @@ class Incoming:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """As whom to connect, and what to trust."""
+    """As whom to connect, and what to trust; by which `clock`, if not the system's."""
 
     trust: str
     identity: IdentityFiles
     client_id: str
     is_persistent: bool = False
+    clock: FlooredClock | None = None
 
 
 class Connection:
@@ -181,7 +191,7 @@ class Connection:
         )
         client.connect_timeout = CONNECT_SECONDS
         client.max_inflight_messages_set(0)  # all of them: what is out is bounded by who publishes
-        client.tls_set_context(_context(login.trust, login.identity, self._endpoint.server_name))
+        client.tls_set_context(_context(login, self._endpoint.server_name))
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message

@@ -24,6 +24,7 @@ from enroll.registry import RegistryUnavailable
 from enroll.slots import Holder
 from enroll.worker import Worker
 from fleet import directory, est
+from fleet.clock import FlooredClock, format_http_date
 from fleet.config import Address
 from fleet.errors import FleetError, InvalidInput
 from fleet.est import EstRequest, EstResponse
@@ -39,10 +40,18 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 class EnrollServer:
     """Serves `app` and `feed` over TLS."""
 
-    def __init__(self, app: EstApp, feed: DirectoryFeed, context: ssl.SSLContext, limits: Limits) -> None:
+    def __init__(
+        self,
+        app: EstApp,
+        feed: DirectoryFeed,
+        context: ssl.SSLContext,
+        limits: Limits,
+        clock: FlooredClock | None = None,
+    ) -> None:
         self._app = app
         self._feed = feed
         self._limits = limits
+        self._clock = clock
         self._listener = Listener(self._handle, limits, context)
         self._worker = Worker(app.handle_all, limits.waiting_requests, self._listener.share)
         self._open_requests = 0
@@ -77,6 +86,8 @@ class EnrollServer:
         try:
             with connection_of(request).at_work():
                 response = await self._answer(request)
+            if self._clock is not None and self._clock.is_floored and not response.prepared:
+                response.headers["Date"] = format_http_date(self._clock.now())  # devices may go by it
             is_last = self._is_stopping or "Upgrade" in request.headers or request.method == "CONNECT"
             return closing(response) if is_last else response
         finally:

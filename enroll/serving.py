@@ -26,7 +26,9 @@ from enroll.renewal import CHECK_SECONDS, Renewal
 from enroll.server import EnrollServer
 from enroll.service import Enrolment
 from enroll.service.succession import end_due
+from enroll.timekeeping import Timekeeping
 from enroll.tls import ManufacturerTrust, server_context
+from fleet.clock import FlooredClock
 from fleet.config import Address, FleetConfig
 from fleet.errors import FleetError
 from fleet.identity import Server
@@ -40,11 +42,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The world as the service may see it: time of day in UTC, seconds that never jump, entropy."""
+    """The world as the service may see it: time of day in UTC, seconds that never jump, entropy.
+
+    `timekeeping` is the same time of day for whoever has to know how it is known; it has begun.
+    """
 
     clock: Callable[[], datetime]
     monotonic: Callable[[], float]
     token_bytes: TokenBytes
+    timekeeping: Timekeeping | None = None
 
 
 @asynccontextmanager
@@ -63,6 +69,7 @@ async def serving(
     Raises: FleetError (files, permissions, the address).
     """
     check_private(home.path)
+    timekeeping = ports.timekeeping or Timekeeping(home, FlooredClock(ports.clock, ports.monotonic))
     cas = authority.load(home, config.trust_domain, config.crl_url)
     check_lives(config.enroll_life)
     enrolment = Enrolment(registry, cas.devices, cas.domain, ports.token_bytes, config.enroll_life)
@@ -78,16 +85,20 @@ async def serving(
     renewal = Renewal(home, config, registry, cas, ports.token_bytes)
     renewal.renew_due(ports.clock())  # what ran out while nothing ran is good again before anyone looks
     context = server_context(home.enroll_server, (cas.root, cas.devices.certificate))
+    timekeeping.settle(context)
     trust = ManufacturerTrust(context, registry)
     trust.refresh()
     with ThreadPoolExecutor(1, "feed") as readers:
-        server = EnrollServer(app, DirectoryFeed(registry, commits, readers), context, limits or Limits())
+        server = EnrollServer(
+            app, DirectoryFeed(registry, commits, readers), context, limits or Limits(), timekeeping.clock
+        )
         address = server.start(listen)
         following = asyncio.gather(
             trust.follow(commits, readers),
             _keep_renewed(renewal, ports.clock, readers),
             _keep_ending(registry, ports.clock, readers),
             _keep_showing(home.enroll_server, context),
+            timekeeping.keep(context),
         )
         gc.collect()
         gc.freeze()  # what was loaded by now is no garbage, and is not looked through for any again

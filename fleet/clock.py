@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -21,6 +21,14 @@ BUILT: Final = datetime(2026, 11, 1, tzinfo=UTC)
 """No clock that is right says less: this program was made then. Every release moves it."""
 NO_CHECK_TIME: Final = 0x200000
 """OpenSSL's X509_V_FLAG_NO_CHECK_TIME: all but the dates of a chain is verified. Python has no name for it."""
+SEEN: Final = "seen"
+SLACK: Final = timedelta(days=2)
+FLOORS: Final = {
+    "build": "when this program was made",
+    "certificate": "when its own certificate was made",
+    SEEN: "when the time was known last",
+}
+"""Why a floor is one, for a person."""
 HINT: Final = "set the clock: timedatectl set-ntp true, or install chrony; without a battery: fake-hwclock"
 
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -119,6 +127,68 @@ def _date(year: str, month: str, day: str, hour: str, minute: str, second: str) 
         return datetime(int(year), number, int(day), int(hour), int(minute), int(second), tzinfo=UTC)
     except ValueError as error:
         raise InvalidInput(f"there is no {day} {month} {year} {hour}:{minute}:{second}") from error
+
+
+class FlooredClock:
+    """The time of a service that issues or judges certificates: never below what has passed for sure.
+
+    What was seen by an earlier clock may have been a little late, and a clock that was corrected is right: it may fall
+    behind `seen` by SLACK. Behind that, or before the program or an own certificate was made, it is not believed.
+    """
+
+    def __init__(self, system: Callable[[], datetime], monotonic: Callable[[], float]) -> None:
+        self._system, self._monotonic = system, monotonic
+        self._least = self._best = Ticking(BUILD_FLOOR.time, monotonic())
+        self._why = BUILD_FLOOR.why
+
+    def ahead(self) -> timedelta:
+        """How far the clock is ahead of the best floor: what has passed while nobody looked, or a leap of the clock."""
+        return self._system() - self._best.at(self._monotonic())
+
+    def raise_to(self, floor: Floor) -> None:
+        """It is that late at least."""
+        monotonic = self._monotonic()
+        if floor.time > self._best.at(monotonic):
+            self._best, self._why = Ticking(floor.time, monotonic), floor.why
+        least = floor.time - SLACK if floor.why == SEEN else floor.time
+        if least > self._least.at(monotonic):
+            self._least = Ticking(least, monotonic)
+
+    @property
+    def is_floored(self) -> bool:
+        """Whether the system's clock is surely wrong: then only what has ended by the floor is known to have ended."""
+        return self._system() < self._least.at(self._monotonic())
+
+    def now(self) -> datetime:
+        """The time in UTC."""
+        system, monotonic = self._system(), self._monotonic()
+        return system if system >= self._least.at(monotonic) else self._best.at(monotonic)
+
+    def refusal(self, chain: Iterable[Mapping[str, Any]]) -> str:
+        """Why a verified chain, whose dates OpenSSL left alone, is not good now; nothing if it is.
+
+        Above a floor anything may have begun: our CA has dated it, and its own clock is no worse.
+        """
+        try:
+            validity = validity_of(chain)
+        except InvalidInput as error:
+            return error.message
+        now = self.now()
+        if validity.has_ended(now):
+            return "certificate has expired"
+        return "" if self.is_floored or validity.has_begun(now) else "certificate is not yet valid"
+
+    @property
+    def words(self) -> str:
+        """For a person; nothing while the clock is believed."""
+        if not self.is_floored:
+            return ""
+        return in_words(self._system(), self.now(), f"floor: {FLOORS.get(self._why, self._why)}")
+
+    def fields(self) -> dict[str, str]:
+        """For programs: `code` is `ok` or `clock-wrong`."""
+        words = self.words
+        return {"code": "clock-wrong" if words else "ok", "words": words, "hint": HINT if words else ""}
 
 
 def encode_seen(seen: datetime) -> bytes:

@@ -146,7 +146,7 @@ def _begin_if_due(state: State, moment: Moment, effects: list[Effect]) -> State:
 def _watch_life(state: State, moment: Moment, effects: list[Effect]) -> State:
     """The alarm, once for each certificate."""
     life = state.settings.life
-    if state.renewal.is_alarmed or not life.is_alarming(moment.utc):
+    if state.renewal.is_alarmed or not moment.is_confirmed or not life.is_alarming(moment.utc):
         return state
     left = f"{max(0.0, life.remaining(moment.utc)):.0%}"
     fields = (("serial", life.serial), ("not_after", format_time(life.not_after)), ("left", left))

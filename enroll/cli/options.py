@@ -7,6 +7,7 @@ import pwd
 import re
 import secrets
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from fleet.clock import SEEN, Floor, FlooredClock
 from fleet.errors import FleetError, InvalidInput
 from fleet.layout import AdminHome
 
@@ -65,9 +67,13 @@ def group(verbs: Verbs, help_: str) -> typer.Typer:
     return noun
 
 
+clock: Final = FlooredClock(lambda: datetime.now(UTC), time.monotonic)
+"""The time of day of this process: a gateway's clock may be wrong."""
+
+
 def now() -> datetime:
     """The time of day."""
-    return datetime.now(UTC)
+    return clock.now()
 
 
 def user() -> str:
@@ -90,9 +96,12 @@ def home_path(given: Path | None) -> Path:
 
 def admin_home(given: Path | None) -> AdminHome:
     """The initialised home. Raises: NotFound, Denied."""
-    from enroll.home import open_home
+    from enroll.home import open_home, read_seen
 
-    return open_home(home_path(given))
+    home = open_home(home_path(given))
+    if (seen := read_seen(home)) is not None:
+        clock.raise_to(Floor(seen, SEEN))
+    return home
 
 
 def open_registry(home: AdminHome) -> AbstractContextManager[Registry]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enroll.cli.options import HomeOption, admin_home, now, open_registry, token_bytes
+from enroll.cli.options import HomeOption, admin_home, clock, now, open_registry, token_bytes
 from enroll.cli.token import advertised
 from fleet.config import Address, CrlListen, parse_address, parse_crl_listen
 from fleet.identity import Server
@@ -88,8 +88,11 @@ async def _serve(
     from enroll.commits import Commits
     from enroll.publishing import publishing
     from enroll.serving import Ports, serving
+    from enroll.timekeeping import Timekeeping
 
-    ports = Ports(now, time.monotonic, token_bytes)
+    timekeeping = Timekeeping(home, clock)
+    timekeeping.begin()  # before anything is dated
+    ports = Ports(now, time.monotonic, token_bytes, timekeeping)
     async with (
         _stopping() as stop,
         Commits(registry) as commits,
@@ -108,7 +111,7 @@ def _dispatching(home: AdminHome, registry: Registry) -> Iterator[None]:
     from enroll.dispatch import Dispatch, Ports
 
     stop = threading.Event()
-    dispatch = Dispatch(home, registry, Ports(now, time.monotonic, random.SystemRandom()), stop)
+    dispatch = Dispatch(home, registry, Ports(now, time.monotonic, random.SystemRandom(), clock), stop)
     thread = threading.Thread(target=dispatch.run, name="dispatch", daemon=True)
     thread.start()
     try:

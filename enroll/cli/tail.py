@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from enroll.cli.options import HomeOption, admin_home, now, open_registry, token_bytes
+from enroll.cli.options import HomeOption, admin_home, clock, now, open_registry, token_bytes
 from enroll.cli.output import say
 from fleet import messages
 from fleet.errors import FleetError, InvalidInput, NotFound, Unreachable, printable
@@ -86,7 +86,7 @@ class _Tail:
         except OSError as error:
             raise Unreachable("no broker runs here", hint="broker serve") from error
         operator = self._home.operator
-        login = Login(str(operator.trust), operator.identity, self._client_id)
+        login = Login(str(operator.trust), operator.identity, self._client_id, clock=clock)
         connection = Connection.open(login, endpoints(url), time.monotonic)
         try:
             connection.subscribe([self._filter], time.monotonic)
