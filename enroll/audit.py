@@ -29,7 +29,7 @@ def record(transaction: Transaction, now: datetime, event: str, **fields: object
 def digest(previous: bytes, at: datetime, event: str, fields: str) -> bytes:
     """SHA-256 over the digest before, the time in microseconds since 1970, the event and the fields as JSON."""
     micros = (at - _EPOCH) // timedelta(microseconds=1)
-    head = previous + json.dumps([micros, event], separators=(",", ":")).encode()
+    head = previous + _CANONICAL.encode([micros, event]).encode()
     return hashlib.sha256(head + b"\n" + fields.encode()).digest()
 
 

@@ -11,6 +11,7 @@ waited for. Here a peer that is late loses its connection at once, and one that 
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import sys
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ class Connection(RequestHandler):
     """One connection, from its handshake to its end."""
 
     __slots__ = (
-        "_deadline",
+        "_due",
         "_full_bytes",
         "_limits",
         "_owes",
@@ -110,6 +111,7 @@ class Connection(RequestHandler):
             server,
             loop=loop,
             lingering_time=limits.linger,
+            tcp_keepalive=False,  # inherited from the listening socket
             access_log=None,  # type: ignore[arg-type] # how aiohttp is told to have none
             auto_decompress=False,  # nothing here is sent compressed, and a bomb stays small
         )
@@ -120,7 +122,7 @@ class Connection(RequestHandler):
         self._full_bytes = 0  # of what was received; at the end of a request all that was
         self._owes = True
         self._stream: asyncio.Transport | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+        self._due = math.inf
         self.certificate: bytes | None = None
         self.tls_unique: bytes | None = None
 
@@ -148,6 +150,17 @@ class Connection(RequestHandler):
     def says_nothing(self) -> bool:
         """Whether more has come over the wire since the last answer, beside what was to be read, than TLS needs."""
         return self._received() - self._full_bytes > self._limits.empty_bytes
+
+    def check_deadline(self, now: float) -> None:
+        """End it if its peer is late. One that idles, kept alive, is told goodbye; whoever owes something is not."""
+        if now < self._due:
+            return
+        self._expect_nothing()
+        assert self._stream is not None
+        if self._request_count and not self._request_in_progress:
+            self.force_close()
+        else:
+            self._stream.abort()
 
     def data_received(self, data: bytes) -> None:
         self._full_bytes += len(data)
@@ -225,22 +238,10 @@ class Connection(RequestHandler):
             super().log_exception(*args, **kw)
 
     def _expect(self, seconds: float) -> None:
-        self._expect_nothing()
-        if self._stream is not None and not self._stream.is_closing():
-            self._deadline = self._loop.call_later(seconds, self._late)
+        self._due = self._loop.time() + seconds
 
     def _expect_nothing(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _late(self) -> None:
-        """A kept-alive connection that idles ends with a goodbye; whoever owes something is not told."""
-        assert self._stream is not None
-        if self._request_count and not self._request_in_progress:
-            self.force_close()
-        else:
-            self._stream.abort()
+        self._due = math.inf
 
 
 def connection_of(request: web.BaseRequest) -> Connection:

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 from aiohttp import web
@@ -46,6 +46,7 @@ class Listener:
         self._limits = limits
         self._context = context
         self._slots = Slots(limits.connections, limits.grace)
+        self._knock = asyncio.Event()
         self._freed = asyncio.Event()
         self._told = Sparsely()
         self._http = web.Server(handle)
@@ -60,6 +61,9 @@ class Listener:
         self._socket = listen(address)
         if self._send_buffer_bytes is not None:  # each connection inherits it; else it grows to megabytes
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._send_buffer_bytes)
+        # Each connection inherits it: a broker that follows the feed may hear nothing for hours, and be gone.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._hear(self._socket)
         self._accepting = asyncio.create_task(self._accept(self._socket))
         self._watching = asyncio.create_task(self._watch())
         return Address(address.host, self._socket.getsockname()[1])
@@ -73,6 +77,7 @@ class Listener:
         if self._accepting is not None:
             await _cancelled(self._accepting)
         if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
         for handshake in list(self._handshakes):
             await _cancelled(handshake)
@@ -94,19 +99,38 @@ class Listener:
             await _cancelled(self._watching)
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
+        """Accept one at a time, in turn with what else there is to do."""
         while True:
+            await self._knock.wait()
+            self._knock.clear()
             try:
-                connection, peer = await loop.sock_accept(listener)
-            except OSError as error:  # out of descriptors, or the peer was gone at once
-                await self._not_accepted(error)
+                connection, peer = listener.accept()
+            except BlockingIOError:
                 continue
+            except OSError as error:  # out of descriptors, or the peer was gone at once
+                with self._deaf(listener):
+                    await self._not_accepted(error)
+                continue
+            connection.setblocking(False)
             try:
-                await self._make_room(network_of(peer[0]))
+                await self._make_room(network_of(peer[0]), listener)
             except asyncio.CancelledError:
                 connection.close()
                 raise
             self._begin(connection, peer[0])
+
+    def _hear(self, listener: socket.socket) -> None:
+        """Know of it when somebody knocks. (The loop's own way to accept asks the kernel anew for each of them.)"""
+        asyncio.get_running_loop().add_reader(listener, self._knock.set)
+
+    @contextlib.contextmanager
+    def _deaf(self, listener: socket.socket) -> Iterator[None]:
+        """While this lasts nobody is heard: whoever knocks does so until he is let in."""
+        asyncio.get_running_loop().remove_reader(listener)
+        try:
+            yield
+        finally:
+            self._hear(listener)
 
     async def _not_accepted(self, error: OSError) -> None:
         if count := self._told.count("connection.not_accepted", _now()):
@@ -117,7 +141,7 @@ class Listener:
         else:
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _make_room(self, network: str) -> None:
+    async def _make_room(self, network: str, listener: socket.socket) -> None:
         """Returns when one more connection from `network` may be opened."""
         while True:
             if slot := self._slots.in_the_way(network, _now()):
@@ -126,14 +150,19 @@ class Listener:
                 return
             else:  # nobody may be ended now; somebody will soon
                 self._freed.clear()
-                with contextlib.suppress(TimeoutError):
+                with self._deaf(listener), contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._freed.wait(), _PAUSE_SECONDS)
 
     async def _watch(self) -> None:
-        """End who keeps the loop at work with bytes that come to nothing, for ever. A thousand looks take 2 ms."""
+        """End who is late, and who keeps the loop at work with bytes that come to nothing, for ever.
+
+        A thousand looks take 2 ms; a timer for each step of each connection took more.
+        """
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
+            now = _now()
             for slot, http in list(self._open.items()):
+                http.check_deadline(now)
                 if http.says_nothing:
                     if count := self._told.count("connection.says_nothing", _now()):
                         _log.warning(event("connection.says_nothing", holder=_shown(slot.holder), count=count))

@@ -6,8 +6,6 @@ import logging
 import math
 from typing import Final
 
-from cryptography import x509
-
 from enroll.rate_limit import network_of
 from enroll.service import Asker, Issued, Waiting
 from fleet import est
@@ -52,8 +50,7 @@ def _certified(issued: Issued) -> EstResponse:
     name = "certificate.repeated" if issued.is_repeated else "certificate.issued"
     fields = {issued.principal.role.value: issued.principal.id, "serial": issued.serial}
     _log.info(event(name, **fields, generation=issued.generation, not_after=format_time(issued.not_after)))
-    leaf = x509.load_der_x509_certificate(issued.der)
-    return base64_answer(est.encode_certificates([leaf]), est.PKCS7_CERTS_ONLY)
+    return base64_answer(est.encode_certificate(issued.der), est.PKCS7_CERTS_ONLY)
 
 
 def _waits(waiting: Waiting) -> EstResponse:

@@ -63,19 +63,25 @@ class Worker:
 
     def _begin_batch(self) -> None:
         batch = [self._asked.popleft() for _ in range(min(len(self._asked), _BATCH))]
-        requests = [request for request, _ in batch]
-        working = asyncio.get_running_loop().run_in_executor(self._thread, self._answer_all, requests)
-        working.add_done_callback(lambda done: self._end_batch(batch, done))
+        self._thread.submit(self._work, batch, asyncio.get_running_loop())
 
-    def _end_batch(self, batch: list[_Asked], done: asyncio.Future[list[EstResponse]]) -> None:
-        error = done.exception()
+    def _work(self, batch: list[_Asked], loop: asyncio.AbstractEventLoop) -> None:
+        """In the thread: one call of the loop's for a batch, and no future of a future for each."""
+        answers: list[EstResponse] | BaseException
+        try:
+            answers = self._answer_all([request for request, _ in batch])
+        except BaseException as error:  # whoever asked has to hear of it
+            answers = error
+        loop.call_soon_threadsafe(self._end_batch, batch, answers)
+
+    def _end_batch(self, batch: list[_Asked], answers: list[EstResponse] | BaseException) -> None:
         for number, (_, answer) in enumerate(batch):
             if answer.done():
                 continue  # its connection is gone
-            if error is not None:
-                answer.set_exception(error)
+            if isinstance(answers, BaseException):
+                answer.set_exception(answers)
             else:
-                answer.set_result(done.result()[number])
+                answer.set_result(answers[number])
         self._is_working = bool(self._asked)
         if self._asked:
             self._begin_batch()

@@ -256,6 +256,26 @@ def encode_certificates(certificates: Sequence[x509.Certificate]) -> bytes:
     return encode_body(pkcs7.serialize_certificates(list(certificates), Encoding.DER))
 
 
+def encode_certificate(der: bytes) -> bytes:
+    """What `encode_certificates` makes of one certificate, without taking that apart (RFC 5652, 5.1)."""
+    signed_data = _tlv(0x30, _NOTHING_SIGNED + _tlv(0xA0, der) + _NO_SIGNERS)
+    return encode_body(_tlv(0x30, _SIGNED_DATA + _tlv(0xA0, signed_data)))
+
+
+_SIGNED_DATA: Final = bytes.fromhex("06092a864886f70d010702")
+_NOTHING_SIGNED: Final = bytes.fromhex("020101 3100 300b06092a864886f70d010701")  # version, digest algorithms, data
+_NO_SIGNERS: Final = bytes.fromhex("3100")
+
+
+def _tlv(tag: int, content: bytes) -> bytes:
+    """A value in DER (X.690, 8.1.3)."""
+    length = len(content)
+    if length < 0x80:
+        return bytes((tag, length)) + content
+    size = length.to_bytes((length.bit_length() + 7) // 8)
+    return bytes((tag, 0x80 | len(size))) + size + content
+
+
 def decode_certificates(body: bytes) -> list[x509.Certificate]:
     """The inverse of `encode_certificates`; the order is not kept by every server. Raises: ValueError."""
     if len(body) > MAX_ANSWER_BYTES:

@@ -36,4 +36,7 @@ class LineFormatter(logging.Formatter):
 def log_to(handler: logging.Handler, level: int = logging.INFO) -> None:
     """Send every event of this program to `handler`, and to no other."""
     handler.setFormatter(LineFormatter())
+    # What no line of ours holds is not looked up for each ("Optimization" in Python's logging how-to).
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -20,6 +20,7 @@ from fleet import est
 from fleet.errors import FleetError
 from fleet.identity import DeviceId, InvalidDeviceId
 from fleet.pki import WeakKey, check_public_key, spki
+from tests.fleets import NOW
 
 _KEY = ec.generate_private_key(ec.SECP256R1())
 _DER = est.build_csr(_KEY, DeviceId("pump-07"))
@@ -170,3 +171,15 @@ def test_answers_raise_only_value_errors(data: bytes) -> None:
     """A hostile service ends the agent with a traceback."""
     with pytest.raises(ValueError, match=r".*"):
         est.decode_certificates(data)
+
+
+@given(st.integers(0, 300))
+def test_one_certificate_is_wrapped_as_many_are(filling: int) -> None:
+    """A device cannot read the certificate that it was given, for some lengths of it."""
+    builder = x509.CertificateBuilder().subject_name(x509.Name([])).issuer_name(x509.Name([]))
+    builder = builder.public_key(_KEY.public_key()).serial_number(1).not_valid_before(NOW).not_valid_after(NOW)
+    extension = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), bytes(filling))
+    certificate = builder.add_extension(extension, critical=False).sign(_KEY, hashes.SHA256())
+    wrapped = est.encode_certificate(certificate.public_bytes(Encoding.DER))
+    assert est.encode_certificates([certificate]) == wrapped
+    assert [certificate] == est.decode_certificates(wrapped)
