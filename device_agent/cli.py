@@ -24,6 +24,7 @@ from device_agent.clock import Moment
 from device_agent.core.events import StopRequested
 from device_agent.core.shelf import Bounds
 from device_agent.core.state import Settings
+from device_agent.hardware import read_hardware
 from device_agent.store import PosixDisk, Store, check_private, credential_or_none, only_one
 from device_agent.timekeeping import Timekeeper
 from fleet.errors import FleetError, InvalidInput, printable, reason_of, report
@@ -33,16 +34,10 @@ from fleet.messages import parse_time
 from fleet.streams import escape_unencodable
 
 if TYPE_CHECKING:
-    from device_agent.est_client import Hardware
     from device_agent.joining import Invitation
     from device_agent.waiting import Patience
 
 _SYSTEM_HOME: Final = Path("/var/lib/device-agent")
-_SERIAL_FILES: Final = (
-    Path("/proc/device-tree/serial-number"),
-    Path("/sys/class/dmi/id/product_serial"),
-)
-_MODEL_FILES: Final = (Path("/proc/device-tree/model"), Path("/sys/class/dmi/id/product_name"))
 _RANDOM: Final = random.SystemRandom()
 _DESCRIPTION: Final = "Gives this device an identity of its own and keeps it connected to its fleet."
 
@@ -162,7 +157,7 @@ def _join(options: argparse.Namespace, home: AgentHome) -> int:
         else:
             clock = _timekeeper(home, url=invitation.url)
             patience = _patience(clock, waits=not options.no_wait)
-            credential = joining.Joining(home, store, invitation, device, _hardware(), clock, patience).join()
+            credential = joining.Joining(home, store, invitation, device, read_hardware(), clock, patience).join()
     if options.file is not None:
         _remove_join_file(options.file)
     print(f"enrolled {credential.device} ({credential.role.value}) at {printable(credential.enroll_url)}")
@@ -202,25 +197,6 @@ def _patience(clock: Timekeeper, *, waits: bool) -> Patience:
 
 def _tell(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
-
-
-def _hardware() -> Hardware:
-    """What a Pi's firmware, or a PC's, says of itself; nothing where it says nothing."""
-    from device_agent.est_client import Hardware
-
-    return Hardware(first_line(_SERIAL_FILES), first_line(_MODEL_FILES))
-
-
-def first_line(paths: Sequence[Path]) -> str:
-    """What the first of these files that can be read says, as firmware ends it: with a NUL, or a line break."""
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                text = file.read(256).decode("ascii", "replace").rstrip("\0\n")
-        except OSError:
-            continue
-        return text
-    return ""
 
 
 def _or_stdin(value: str) -> str:
@@ -273,6 +249,7 @@ def _run(options: argparse.Namespace, home: AgentHome) -> int:
         device_agent.__version__,
         options.keepalive,
         Bounds(options.spool << 20, options.spool << 18),
+        read_hardware().serial,
     )
     events = EventQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -315,7 +292,7 @@ def _renew(options: argparse.Namespace, home: AgentHome) -> int:
     from device_agent.renew_command import RenewCommand
 
     clock = _timekeeper(home, Store(home, PosixDisk()).credential())
-    renewed = RenewCommand(home, PosixDisk(), clock).run()
+    renewed = RenewCommand(home, PosixDisk(), clock, read_hardware()).run()
     print(f"renewed: certificate {renewed.serial}, valid until {renewed.not_after:%Y-%m-%d %H:%M} UTC")
     if renewed.warning:
         print(renewed.warning, file=sys.stderr)

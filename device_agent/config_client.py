@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 from device_agent import https, tls
 from device_agent.clock import Clock
 from device_agent.failures import Cause, Failure
+from device_agent.refusals import refusal_of
 from device_agent.store import Disk, replace_file
 from fleet import messages
 from fleet.address import Address
@@ -22,22 +24,36 @@ MAX_BROKERS: Final = 16
 _PORT: Final = 8883
 
 
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Where the brokers are, and whether an admin has to decide whose this identity is."""
+
+    brokers: tuple[Address, ...]
+    is_used_twice: bool
+
+
 def fetch_brokers(
     home: AgentHome, url: str, clock: Clock, identity: IdentityFiles | None = None
 ) -> tuple[Address, ...]:
     """Ask the enrollment service, as `identity` or the one in use. Raises: https.RequestFailed."""
+    return fetch(home, url, clock, identity).brokers
+
+
+def fetch(home: AgentHome, url: str, clock: Clock, identity: IdentityFiles | None = None) -> Configuration:
+    """All that it answers. Raises: https.RequestFailed."""
     peer = https.peer_of(url)
     try:
         context = tls.context_for(Server.ENROLL, home.trust.read_text(), clock, identity or home.identity)
     except (OSError, ValueError) as error:
         raise https.RequestFailed(Failure(Cause.LOCAL, peer, str(error))) from error
     answer = https.send(https.Request(url, CONFIG_PATH), context)
-    if answer.status in (401, 403):
-        raise https.RequestFailed(Failure(Cause.REFUSED, peer, f"HTTP {answer.status}"))
+    if (refused := refusal_of(answer)) is not None:
+        raise https.RequestFailed(Failure(refused, peer, f"HTTP {answer.status}"))
     if answer.status != 200:
         raise https.RequestFailed(Failure(Cause.BAD_ANSWER, peer, f"HTTP {answer.status}"))
     try:
-        return parse_config(answer.body)
+        brokers = parse_config(answer.body)
+        return Configuration(brokers, messages.decode_object(answer.body).get("problem") == Cause.USED_TWICE)
     except InvalidInput as error:
         raise https.RequestFailed(Failure(Cause.BAD_ANSWER, peer, printable(error.message))) from error
 

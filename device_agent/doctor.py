@@ -23,7 +23,7 @@ from device_agent.store import Store, check_private
 from fleet.address import Address
 from fleet.clock import HINT
 from fleet.errors import FleetError, InvalidInput, NotFound, printable
-from fleet.identity import Server
+from fleet.identity import DeviceId, Server
 from fleet.layout import AgentHome, Credential
 
 # Below it nothing is certain: a spool, a journal and a new generation of keys want room.
@@ -57,6 +57,7 @@ class Code(StrEnum):
     SPOOL_DAMAGED = "spool-damaged"
     MESSAGES_DROPPED = "messages-dropped"
     RENEWAL_FAILS = "renewal-fails"
+    IDENTITY_USED_TWICE = Cause.USED_TWICE.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class Doctor:
         is_online = any((each.subject, each.outcome) == ("agent", Outcome.OK) for each in agent)
         brokers, found = self._service(credential)  # who answers may know better than our clock what time it is
         findings += [self._clock(), *self._validity(credential)]
-        return [*findings, *agent, found, *self._brokers(credential, brokers, is_online)]
+        return [*findings, *agent, *found, *self._brokers(credential, brokers, is_online)]
 
     def _identity(self) -> tuple[Credential | None, list[Finding]]:
         try:
@@ -188,15 +189,20 @@ class Doctor:
             text = f"the certificate was not renewed ({renewal.get('code')}): {renewal.get('words')}"
             yield _warning("renewal", Code.RENEWAL_FAILS, text, str(renewal.get("hint", "")))
 
-    def _service(self, credential: Credential) -> tuple[tuple[Address, ...], Finding]:
-        url = credential.enroll_url
+    def _service(self, credential: Credential) -> tuple[tuple[Address, ...], list[Finding]]:
+        url, device = credential.enroll_url, credential.device
         try:
-            brokers = config_client.fetch_brokers(self.home, url, self.clock)
+            found = config_client.fetch(self.home, url, self.clock)
         except https.RequestFailed as error:
-            return config_client.known_brokers(self.home), _unreachable("service", error.failure, credential, self.now)
-        if not brokers:
-            return (), _unreachable("service", Failure(Cause.NO_BROKER, https.peer_of(url)), credential, self.now)
-        return brokers, _ok("service", f"{printable(url)} answers, and names {', '.join(map(str, brokers))}")
+            brokers = config_client.known_brokers(self.home)
+            twice = [_used_twice(error.failure, device)] if error.failure.cause is Cause.USED_TWICE else []
+            return brokers, [*twice, _unreachable("service", error.failure, credential, self.now)]
+        twice = [_used_twice(Failure(Cause.USED_TWICE, https.peer_of(url)), device)] if found.is_used_twice else []
+        if not found.brokers:
+            failure = Failure(Cause.NO_BROKER, https.peer_of(url))
+            return (), [*twice, _unreachable("service", failure, credential, self.now)]
+        named = f"{printable(url)} answers, and names {', '.join(map(str, found.brokers))}"
+        return found.brokers, [*twice, _ok("service", named)]
 
     def _brokers(self, credential: Credential, brokers: tuple[Address, ...], is_online: bool) -> Iterator[Finding]:
         """A connection to each; no CONNECT while the agent is online, whose connection it would take away."""
@@ -262,6 +268,11 @@ def _unreachable(subject: str, failure: Failure, credential: Credential, now: da
         failure = Failure(Cause.OWN_EXPIRED, failure.peer, failure.detail)
     said = words(failure, credential.device, credential.not_after)
     return Finding(subject, Outcome.FAILED, f"{subject}-{failure.cause.value}", said.message, said.hint)
+
+
+def _used_twice(failure: Failure, device: DeviceId) -> Finding:
+    said = words(failure, device)
+    return _failed("identity", Code.IDENTITY_USED_TWICE, said.message, said.hint)
 
 
 def _ok(subject: str, message: str) -> Finding:

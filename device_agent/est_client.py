@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from device_agent import https, tls
 from device_agent.clock import Clock
 from device_agent.failures import Cause, Failure, words
+from device_agent.hardware import Hardware, plain
 from fleet import est
 from fleet.errors import Denied, FleetError, Unreachable, printable
 from fleet.identity import DeviceId, Server
@@ -39,14 +40,6 @@ def fetch_ca_certificates(url: str, device: DeviceId, clock: Clock) -> list[x509
 
 
 @dataclass(frozen=True, slots=True)
-class Hardware:
-    """What the device says of itself, for an admin to look at; nothing hangs on it."""
-
-    serial: str = ""
-    model: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Asked:
     """An enrolment's request: the CSR of `device`, and the token that allows it, or none to be paired."""
 
@@ -63,8 +56,7 @@ class Asked:
             "Content-Type": est.PKCS10,
             "Content-Transfer-Encoding": "base64",
             "Accept": est.PKCS7,
-            est.SERIAL_HEADER: _header(self.hardware.serial),
-            est.MODEL_HEADER: _header(self.hardware.model),
+            **hardware_headers(self.hardware),
         }
 
 
@@ -98,9 +90,9 @@ def enrol(url: str, root: x509.Certificate, asked: Asked, key: str, clock: Clock
         raise unreachable(Failure(Cause.BAD_ANSWER, https.peer_of(url), str(error)), asked.device) from error
 
 
-def _header(text: str) -> str:
-    """What may stand in a header (RFC 9110, 5.5), and no more of it than an admin reads."""
-    return "".join(character for character in text if character.isascii() and character.isprintable())[:64]
+def hardware_headers(hardware: Hardware) -> dict[str, str]:
+    """What the device says of itself."""
+    return {est.SERIAL_HEADER: plain(hardware.serial), est.MODEL_HEADER: plain(hardware.model)}
 
 
 def _request_id(answer: https.Answer) -> str:

@@ -15,7 +15,7 @@ from cryptography import x509
 
 from device_agent import backoff, credentials, est_client
 from device_agent.clock import Clock
-from device_agent.est_client import Hardware
+from device_agent.hardware import Hardware
 from device_agent.store import Pending, PosixDisk, Store, check_private
 from device_agent.waiting import Note, Patience, delay_seconds, read_note, remove_note, write_note
 from fleet import est

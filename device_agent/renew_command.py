@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from device_agent.clock import Clock
+from device_agent.hardware import UNKNOWN, Hardware
 from device_agent.renewal_client import confirm
 from device_agent.renewing import Later, NotRenewed, Order, Renewing
 from device_agent.status import ask_agent
@@ -27,6 +28,7 @@ _DENIED: Final = (
     "own-expired",
     "recovery-refused",
     "approval-denied",
+    "identity-used-twice",
 )
 _OURS: Final = ("disk", "under-way", "crashed", "local", "too-soon")
 _LATER: Final = ("waiting-for-approval",)
@@ -48,6 +50,7 @@ class RenewCommand:
     home: AgentHome
     disk: Disk
     clock: Clock
+    hardware: Hardware = UNKNOWN
 
     def run(self) -> Renewed:
         """Raises: Denied, Unreachable, TimedOut, FleetError."""
@@ -59,12 +62,16 @@ class RenewCommand:
         except (OSError, InvalidInput) as error:
             raise TimedOut(f"the agent does not answer: {error}", hint="device-agent status tells more") from error
 
+    @property
+    def _renewing(self) -> Renewing:
+        return Renewing(self.home, self.disk, self.clock, self.hardware)
+
     def _renew(self) -> Renewed:
         """With no agent there is no connection to lose: what proves the certificate is all that can be had."""
         succession = Succession(self.home, self.disk)
         with only_one(self.home):
             try:
-                found = Renewing(self.home, self.disk, self.clock).prepare(Order(is_paced=True))
+                found = self._renewing.prepare(Order(is_paced=True))
                 assert not isinstance(found, Later)
                 credential = succession.promote_candidate()
             except NotRenewed as error:

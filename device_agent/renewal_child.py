@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from device_agent import timekeeping
+from device_agent.hardware import read_hardware
 from device_agent.renewal import Code, Problem
 from device_agent.renewing import Later, NotRenewed, Order, Renewing
 from device_agent.store import PosixDisk, Store, credential_or_none
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     home, disk = AgentHome(options.home), PosixDisk()
     credential = credential_or_none(Store(home, disk))
     clock = timekeeping.timekeeper(_utc_now, time.monotonic, home=home, disk=disk, credential=credential)
-    renewing = Renewing(home, disk, clock)
+    renewing = Renewing(home, disk, clock, read_hardware())
     print(json.dumps(_outcome(renewing, Order(options.paced, options.fresh))), flush=True)
     return 0
 

@@ -22,6 +22,7 @@ from device_agent.core.events import (
     SuccessorReady,
 )
 from device_agent.failures import Cause, Failure
+from device_agent.refusals import refusal_of
 from device_agent.renewal import Code, Life, Problem, life_of, problem_of
 from device_agent.store import Disk
 from device_agent.succession import Succession
@@ -162,6 +163,6 @@ def confirm(home: AgentHome, url: str, clock: Clock) -> Failure | None:
         return error.failure
     except (OSError, ValueError) as error:
         return Failure(Cause.LOCAL, peer, str(error))
-    if answer.status in (401, 403):
-        return Failure(Cause.REFUSED, peer, f"HTTP {answer.status}")
+    if (refused := refusal_of(answer)) is not None:
+        return Failure(refused, peer, f"HTTP {answer.status}")
     return None if answer.status == 200 else Failure(Cause.BAD_ANSWER, peer, f"HTTP {answer.status}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -24,9 +24,12 @@ from cryptography import x509
 
 from device_agent import credentials, https, tls
 from device_agent.clock import Clock
+from device_agent.est_client import hardware_headers
 from device_agent.failures import Cause, Failure
+from device_agent.hardware import UNKNOWN, Hardware
 from device_agent.proof import Proof
 from device_agent.recovering import NotExpired, Recovering, Signer
+from device_agent.refusals import refusal_of
 from device_agent.renewal import ALARMING, Code, Problem, life_of, problem_of
 from device_agent.renewal import NotRenewed as NotRenewed  # noqa: PLC0414 - what this raises
 from device_agent.store import Disk, Pending, Store, check_private
@@ -64,6 +67,7 @@ class Renewing:
     home: AgentHome
     disk: Disk
     clock: Clock
+    hardware: Hardware = UNKNOWN
 
     def prepare(self, order: Order) -> Credential | Later:
         """A proven candidate in the home. Raises: NotRenewed, FleetError (the home cannot be used)."""
@@ -89,7 +93,7 @@ class Renewing:
         return Succession(self.home, self.disk)
 
     def _prepare(self, order: Order, credential: Credential) -> Credential | Later:
-        asking = _Asking(self.home, credential, self.clock)
+        asking = _Asking(self.home, credential, self.clock, hardware_headers(self.hardware))
         try:
             wait = 0.0 if order.is_paced and not order.is_fresh else asking.wait_seconds()
             if wait > _PATIENCE_SECONDS and not order.is_paced:
@@ -218,11 +222,12 @@ class _Asking:
     home: AgentHome
     credential: Credential
     clock: Clock
+    says: Mapping[str, str]
     shows_certificate: bool = True
 
     def wait_seconds(self) -> float:
         """What the service asks this device to wait; 0 from one that does not pace. Raises: NotRenewed."""
-        answer = self._send(https.Request(self.credential.enroll_url, est.RENEWAL_INFO))
+        answer = self._send(https.Request(self.credential.enroll_url, est.RENEWAL_INFO, headers=self.says))
         if answer.status == 404:
             return 0.0
         self._check(answer)
@@ -235,7 +240,7 @@ class _Asking:
 
     def reenrol(self, csr: bytes) -> list[x509.Certificate]:
         """Raises: NotRenewed."""
-        headers = {"Content-Type": est.PKCS10, "Content-Transfer-Encoding": "base64", "Accept": est.PKCS7}
+        headers = {"Content-Type": est.PKCS10, "Content-Transfer-Encoding": "base64", "Accept": est.PKCS7, **self.says}
         body = est.encode_body(csr)
         url = self.credential.enroll_url
         return self._certificates(https.Request(url, est.SIMPLE_REENROLL, "POST", headers, body))
@@ -280,6 +285,8 @@ class _Asking:
         text = answer.body[: 4 * _MAX_REASON_CHARS].decode("utf-8", "replace").partition("\n")[0].strip()
         reason = f"HTTP {answer.status}: {printable(text)[:_MAX_REASON_CHARS]}".rstrip(": ")
         device = self.credential.device
+        if refusal_of(answer) is Cause.USED_TWICE:
+            raise NotRenewed(problem_of(Failure(Cause.USED_TWICE, self._peer, reason), device))
         match answer.status:
             case 400 | 401 | 403:
                 hint = f"ask an admin what became of it: enroll device show {device}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import device_agent
-from device_agent.cli import first_line
+from device_agent.hardware import first_line
 from fleet.join import JoinCode, JoinFile, new_token
 from tests.processes import run
 

@@ -11,7 +11,7 @@ from fleet.errors import Denied, FleetError, TimedOut, Unreachable
 
 DENIED = {
     *(Code.NOT_ALLOWED, Code.NOT_ADMITTED, Code.BROKER_REFUSES, Cause.REFUSED, Cause.OWN_EXPIRED),
-    *(Code.RECOVERY_REFUSED, Code.DENIED),
+    *(Code.RECOVERY_REFUSED, Code.DENIED, Cause.USED_TWICE),
 }
 OURS = {Code.DISK, Code.UNDER_WAY, Code.CRASHED, Code.TOO_SOON, Cause.LOCAL}
 LATER = {Code.WAITING}

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_agent.est_client import Asked, Hardware, refused
+from device_agent.est_client import Asked, refused
+from device_agent.hardware import Hardware
 from device_agent.https import Answer
 from device_agent.store import PosixDisk
 from device_agent.waiting import LONGEST_SECONDS, SHORTEST_SECONDS, Note, delay_seconds, read_note, write_note
