@@ -166,7 +166,10 @@ def _fields(summary: Summary) -> dict[str, Any]:
 
 
 def show(id: IdArgument, output: OutputOption = Output.TABLE, home: HomeOption = None) -> None:
-    """Show one, with its certificates; if two may use its identity, with what is known of both."""
+    """Show one, with its certificates.
+
+    If two may use its identity, with what is known of both.
+    """
     from enroll.registry import labels, overview
 
     device, moment = DeviceId(id), now()
