@@ -268,6 +268,8 @@ def revoke(
     from enroll.service import enrolled_by, revoke_enrolled, revoke_token
 
     why = parse_reason(reason)
+    if why is not None and not devices:
+        raise InvalidInput("a token ends without a reason", hint="--devices revokes whom it let in, for that reason")
     with open_registry(admin_home(home)) as registry:
         found = enrolled_by(registry, id) if devices or dry_run else []
         if dry_run:
