@@ -109,6 +109,14 @@ class Reading:
         }
 
 
+class Told(StrEnum):
+    """What came of asking the enrollment service for the time."""
+
+    TIME = "time"
+    NONSENSE = "nonsense"
+    NOTHING = "nothing"
+
+
 class Clock(Protocol):
     """The time as one process knows it; any thread may ask."""
 
@@ -121,11 +129,11 @@ class Clock(Protocol):
     def verified(self, validity: Validity) -> None:
         """A server of ours was verified now, by the time that `reading` gives."""
 
-    def ask(self, roots_pem: str) -> bool:
-        """Whether the enrollment service told the time, after a handshake that failed on time alone. Slow."""
+    def ask(self, roots_pem: str) -> Told:
+        """Ask the enrollment service, after a handshake that failed on time alone. Slow."""
 
-    def improve(self, roots_pem: str) -> None:
-        """Ask the service as `ask` does if only a lower bound is known, and it was not asked a moment ago."""
+    def improve(self, roots_pem: str) -> Told | None:
+        """Ask as `ask` does if only a lower bound is known, and the service was not asked a moment ago; else None."""
 
     def infer(self, validity: Validity) -> bool:
         """Whether a broker's chain tells how late it is at least, where only the floor is known."""

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Final
 
 from device_agent import https, tls
-from device_agent.clock import IMPROVE_SECONDS, REMEMBER_AFTER, Basis, Reading, Timeline, timeline
+from device_agent.clock import IMPROVE_SECONDS, REMEMBER_AFTER, Basis, Reading, Timeline, Told, timeline
 from device_agent.store import Disk, replace_file
 from fleet import clock
 from fleet.clock import Validity
@@ -87,30 +87,31 @@ class Timekeeper:
         if is_news and self._remember is not None:
             self._remember(seen)
 
-    def ask(self, roots_pem: str) -> bool:
+    def ask(self, roots_pem: str) -> Told:
         """See `Clock`."""
         if not self._url:
-            return False
+            return Told.NOTHING
         context = tls.dateless_context(roots_pem, self)
         try:
             answer, validity = https.ask_dateless(https.Request(self._url, _PUBLIC_PATH), context)
             date = clock.parse_http_date(answer.headers.get("date", ""))
         except https.RequestFailed as error:
             _log.warning(event("clock.not_told", cause=error.failure.cause, detail=error.failure.detail))
-            return False
+            return Told.NOTHING
         except InvalidInput as error:
             _log.warning(event("clock.not_told", cause="no-date", detail=error.message))
-            return False
+            return Told.NONSENSE
         return self._take(date, validity)
 
-    def improve(self, roots_pem: str) -> None:
+    def improve(self, roots_pem: str) -> Told | None:
         """See `Clock`."""
         now = self.monotonic()
-        if self.reading().is_lower_bound and now >= self._improve_at:
-            self._improve_at = now + IMPROVE_SECONDS
-            self.ask(roots_pem)
+        if not self.reading().is_lower_bound or now < self._improve_at:
+            return None
+        self._improve_at = now + IMPROVE_SECONDS
+        return self.ask(roots_pem)
 
-    def _take(self, date: datetime, validity: Validity) -> bool:
+    def _take(self, date: datetime, validity: Validity) -> Told:
         with self._lock:
             known = self._known.told(date, validity, self._system(), self.monotonic())
             self._known = known or self._known
@@ -119,7 +120,7 @@ class Timekeeper:
             fields["not_after"] = validity.not_after.isoformat()
             _log.warning(event("clock.date_refused", **fields))
         self.reading()
-        return known is not None
+        return Told.NONSENSE if known is None else Told.TIME
 
     def infer(self, validity: Validity) -> bool:
         """See `Clock`."""

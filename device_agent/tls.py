@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
-from device_agent.clock import Clock
+from device_agent.clock import Clock, Told
 from device_agent.failures import Cause, Failure
 from fleet.address import Address
 from fleet.clock import NO_CHECK_TIME, Validity, validity_of
@@ -194,24 +194,30 @@ class FleetContext(BoundedContext):
 
         Raises: what `attempt` raises.
         """
-        if not self.is_dateless:
-            self.clock.improve(self.roots_pem)
+        if self.is_dateless:
+            return attempt()
+        told = self.clock.improve(self.roots_pem)
         try:
             return attempt()
         except ssl.SSLError as error:
-            if not self._is_time_known_better(error):
+            if not self._is_time_known_better(error, told):
                 raise
         return attempt()
 
-    def _is_time_known_better(self, error: ssl.SSLError) -> bool:
-        """Whether it is, after that failure. What has ended by a lower bound of the time has ended for sure."""
-        if self.is_dateless or failure_of(error, "").cause not in (Cause.NOT_YET_VALID, Cause.PEER_EXPIRED):
+    def _is_time_known_better(self, error: ssl.SSLError, told: Told | None) -> bool:
+        """Whether it is after that failure, and what was told before it.
+
+        What has ended by a lower bound of the time has ended for sure. What has not begun by it may have: the service
+        knows; where it is away, that our CA has dated a broker's chain has to do.
+        """
+        if failure_of(error, "").cause not in (Cause.NOT_YET_VALID, Cause.PEER_EXPIRED):
             return False
-        if not isinstance(error, OutOfDate):
-            return self.clock.ask(self.roots_pem)
-        if error.has_ended and self.clock.reading().is_lower_bound:
+        if isinstance(error, OutOfDate) and error.has_ended and self.clock.reading().is_lower_bound:
             return False
-        return self.clock.ask(self.roots_pem) or self.clock.infer(error.validity)
+        told = told or self.clock.ask(self.roots_pem)
+        if told is Told.NOTHING and isinstance(error, OutOfDate) and self.server is Server.BROKER:
+            return self.clock.infer(error.validity)
+        return told is Told.TIME
 
 
 def lean_name(host: str) -> Any:
