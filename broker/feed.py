@@ -149,8 +149,8 @@ class Feed:
 
 async def _check_status(answer: aiohttp.ClientResponse) -> None:
     if answer.status != 200:
-        text = (await answer.content.read(200)).decode("utf-8", "replace").strip()
-        raise Unreachable(f"the enrollment service answered {answer.status}: {text}")
+        text = (await answer.content.read(200)).decode("utf-8", "replace").partition("\n")[0]
+        raise Unreachable(f"the enrollment service answered {answer.status}: {text.strip()}")
 
 
 def _in_words(error: Exception) -> str:

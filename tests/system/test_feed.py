@@ -125,6 +125,19 @@ def test_a_stream_that_breaks_is_followed_anew_from_where_it_was(
     assert "Traceback" not in broker.stderr
 
 
+def test_a_broker_that_is_revoked_says_so_and_goes_on_with_what_it_knows(home: AdminHome) -> None:
+    """A mistyped id would end every connection of a site, or nobody would know why revocations do not arrive."""
+    pump = enrol(home, "pump-07")
+    with start_service(home) as service, start_broker(home) as broker:
+        wait_ready(service)
+        with peer(home, pump, wait_ready(broker)) as live:
+            assert mqtt.ACCEPTED == live.ask(mqtt.connect("pump-07"))
+            revoke(home, "broker")
+            reason = "the enrollment service answered 403: broker/broker is revoked"
+            broker.wait_for_line(rf'directory\.not_followed reason="{reason}"$', stream="stderr")
+            live.sync()
+
+
 def backup_of(home: AdminHome, to: Path) -> None:
     with closing(sqlite3.connect(home.registry)) as source, closing(sqlite3.connect(to)) as target:
         source.backup(target)
