@@ -264,7 +264,7 @@ def _spool(fields: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _unreachable(subject: str, failure: Failure, credential: Credential, now: datetime) -> Finding:
-    if failure.cause is Cause.REFUSED and now > credential.not_after:
+    if failure.cause in (Cause.REFUSED, Cause.CLOSED) and now > credential.not_after:
         failure = Failure(Cause.OWN_EXPIRED, failure.peer, failure.detail)
     said = words(failure, credential.device, credential.not_after)
     return Finding(subject, Outcome.FAILED, f"{subject}-{failure.cause.value}", said.message, said.hint)

@@ -33,6 +33,7 @@ from enroll.registry import Registry, RegistryUnavailable, feed
 from enroll.registry import tokens as token_rows
 from enroll.service import (
     Enrolment,
+    Issued,
     NotAdmitted,
     NotAllowed,
     Peer,
@@ -340,7 +341,10 @@ class EstApp:
         csr = est.parse_csr(claim.csr)
         est.check_connection(csr, request.tls_unique)
         recovering = Recovery(self.enrolment, self.recovery_grace)
-        return answer_of(recovering.recover(claim.serial, csr, self.clock(), asker_of(request)))
+        outcome = recovering.recover(claim.serial, csr, self.clock(), asker_of(request))
+        if isinstance(outcome, Issued) and not outcome.is_repeated:
+            _log.info(event("device.recovered", device=outcome.principal.id, by=claim.serial, address=request.address))
+        return answer_of(outcome)
 
     @property
     def registry(self) -> Registry:

@@ -224,7 +224,8 @@ def _next_broker(state: State) -> State:
 
 def _failed(state: State, failure: Failure, moment: Moment, effects: list[Effect]) -> State:
     """Wait, with full jitter, and longer each time."""
-    if failure.tells_expiry or (failure.cause is Cause.REFUSED and moment.utc > state.settings.not_after):
+    is_over = moment.utc > state.settings.not_after and failure.cause in (Cause.REFUSED, Cause.CLOSED)
+    if failure.tells_expiry or is_over:
         failure = replace(failure, cause=Cause.OWN_EXPIRED)
     failures = state.failures + 1
     spread = state.spread_seconds if isinstance(state.link, Online) else 0.0

@@ -155,19 +155,20 @@ def _watch_life(state: State, moment: Moment, effects: list[Effect]) -> State:
 
 
 def _watch_connection(before: State, after: State, moment: Moment, effects: list[Effect]) -> State:
-    """A certificate is proven by a connection, and given back if connections fail because of it."""
+    """A certificate is proven by a connection, and given back if connections fail because of it.
+
+    Not where it is over: the one before has expired as well, and the key of this one may be what recovers.
+    """
     if after.renewal.stage is not Stage.TRYING:
         return after
     if after.is_online:
         return _proven(after, moment, effects)
     if after.failures > before.failures and after.failure is not None:
-        return _doubt(after, after.failure, effects)
+        return after if is_over(after, moment) else _doubt(after, after.failure, effects)
     return after
 
 
 def _doubt(state: State, failure: Failure, effects: list[Effect]) -> State:
-    if failure.tells_expiry:
-        return state  # the one before has expired as well, and this one's key may be what recovers
     refusals = state.renewal.refusals + (failure.cause is Cause.CLOSED)
     if failure.cause not in _REFUSALS and refusals < _CLOSED_IN_A_ROW:
         return _with(state, refusals=refusals)

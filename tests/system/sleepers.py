@@ -34,13 +34,13 @@ def past(fleet: LiveFleet) -> Iterator[Enrolment]:
         yield Enrolment(registry, cas.devices, DOMAIN, secrets.token_bytes)
 
 
-def asleep(fleet: LiveFleet, device: str, since: timedelta) -> AgentHome:
-    """The home of a device whose certificate, of the test profile, expired so long ago."""
-    then = datetime.now(UTC) - since - pki.TEST_CLIENT.life
+def asleep(fleet: LiveFleet, device: str, since: timedelta, profile: pki.Profile = pki.TEST_CLIENT) -> AgentHome:
+    """The home of a device whose certificate expired so long ago."""
+    then = datetime.now(UTC) - since - profile.life
     home, key_pem = fleet.new_agent_home(), credentials.new_key_pem()
     csr = est.parse_csr(est.build_csr(credentials.load_key(key_pem), DeviceId(device)))
     with past(fleet) as enrolment:
-        order = TokenOrder(DeviceId(device), profile="test")
+        order = TokenOrder(DeviceId(device), profile=profile.name)
         made = service.invite(enrolment.registry, order, by="test", now=then, token_bytes=secrets.token_bytes)
         issued = enrolment.enrol(made.token, lambda: csr, then)
     assert isinstance(issued, Issued)

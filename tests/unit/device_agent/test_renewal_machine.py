@@ -1,14 +1,15 @@
 """A device through its renewals with everything failing at any moment: it is never lost.
 
 The core and the files are the real ones. The service and the broker are a set of serials that they take, kept as
-`enroll/service` keeps it: one confirmed, one pending, the predecessor until its grace is over.
+`enroll/service` keeps it: one confirmed, one pending, the predecessor until its grace is over, each until it expires.
+Then the last confirmed one is good for one successor, as `enroll/service/recovery.py` has it.
 """
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -45,6 +46,8 @@ from tests.unit.device_agent.story import GATEWAY, SETTINGS, START, Story
 URL = "https://gateway.local:8443"
 LIFE = timedelta(days=90)
 FAILED = Problem("unreachable", "nothing answers", "wait")
+WAITS = Problem("waiting-for-approval", "request abcd", "enroll request approve abcd")
+SAYS_EXPIRED = Failure(Cause.REFUSED, str(GATEWAY), "sslv3 alert certificate expired")
 _DAY = 86_400.0
 
 
@@ -62,6 +65,9 @@ class Device(RuleBasedStateMachine):
         self.pending: Serial | None = None
         self.old: Serial | None = None
         self.issued = 0
+        self.ends: dict[Serial, datetime] = {}
+        self.given: dict[str, Serial] = {}  # to the key in which folder
+        self.is_approved = False
         self.is_preparing = self.is_confirming = self.is_disk_full = False
 
     def teardown(self) -> None:
@@ -80,11 +86,15 @@ class Device(RuleBasedStateMachine):
         self.issued += 1
         now = self.story.now().utc
         self.pending = Serial(f"{self.issued * 7_919:x}")
+        self.ends[self.pending] = now + LIFE
         return Credential(SETTINGS.device, Role.DEVICE, self.pending, now, now + LIFE, URL)
 
     @property
-    def admitted(self) -> set[Serial | None]:
-        return {self.confirmed, self.pending, self.old} - {None}
+    def admitted(self) -> set[Serial]:
+        return {each for each in (self.confirmed, self.pending, self.old) if each is not None and self.is_good(each)}
+
+    def is_good(self, serial: Serial) -> bool:
+        return self.story.now().utc < self.ends[serial]
 
     @property
     def in_use(self) -> Serial:
@@ -138,6 +148,8 @@ class Device(RuleBasedStateMachine):
     @rule(lost=st.sampled_from(["", "", "", "request", "answer", "proof"]))
     def the_service_is_asked(self, lost: str) -> None:
         self.is_preparing = False
+        if lost != "request" and not self.is_good(self.in_use):
+            return self.recover(lost)
         if lost == "request" or self.in_use not in self.admitted:
             spare = self.succession.candidate()
             if spare is not None and spare.credential.serial in self.admitted and not lost:
@@ -152,6 +164,7 @@ class Device(RuleBasedStateMachine):
                 self.confirmed, self.old = self.pending, None
             self.old = None if self.in_use == self.confirmed else self.old
             credential = self._certified()
+            self.given[pending.folder.name] = credential.serial
             if lost == "answer":
                 return self.feed(RenewalFailed(FAILED))
             self.store.write_answer(pending, b"certificate", credential)
@@ -161,6 +174,47 @@ class Device(RuleBasedStateMachine):
         found = self.succession.candidate()
         assert found is not None
         return self.feed(RenewalFailed(FAILED) if lost else SuccessorReady(life_of(found.credential)))
+
+    def recover(self, lost: str) -> None:
+        """As `renewing` goes on where the one in use has expired."""
+        spare = self.succession.candidate()
+        if spare is not None and spare.credential.serial in self.admitted:
+            return self.feed(RenewalFailed(FAILED) if lost else SuccessorReady(life_of(spare.credential)))
+        pending = self.store.pending(SETTINGS.device, URL) or self.store.begin(SETTINGS.device, URL, b"key")
+        given = self.given.get(pending.folder.name)
+        if not self._is_signer_found() or (given is not None and given not in self.admitted):
+            self.store.remove(pending.folder)  # 403, and the key is spent
+            return self.feed(RenewalFailed(FAILED))
+        if given is None and self.pending in self.admitted and not self.is_approved:
+            self.is_approved = True  # by the time it asks again
+            return self.feed(RenewalFailed(WAITS))
+        self.is_approved = False
+        now = self.story.now().utc
+        if given is None:
+            credential = self._certified()
+            self.given[pending.folder.name] = credential.serial
+        else:
+            credential = Credential(SETTINGS.device, Role.DEVICE, given, self.ends[given] - LIFE, self.ends[given], URL)
+        assert credential.not_after > now
+        if lost == "answer":
+            return self.feed(RenewalFailed(FAILED))
+        self.store.write_answer(pending, b"certificate", credential)
+        return self.feed(RenewalFailed(FAILED) if lost else SuccessorReady(life_of(credential)))
+
+    def _is_signer_found(self) -> bool:
+        """From the newest key on: one that was never confirmed is passed over, any other one decides."""
+        for each, is_newer in self.succession.newest_first():
+            if each.credential.serial == self.confirmed:
+                return True
+            if each.credential.serial != self.pending and not is_newer:
+                return False
+        return False
+
+    @rule()
+    def it_sleeps_for_long(self) -> None:
+        """Off, in a drawer, until every certificate has expired."""
+        self.story.seconds += 100 * _DAY
+        self.start()
 
     @precondition(lambda self: self.is_preparing)
     @rule(seconds=st.floats(0, 1e6))
@@ -172,6 +226,7 @@ class Device(RuleBasedStateMachine):
     @rule(is_heard=st.booleans(), is_lost=st.booleans())
     def a_confirmation_arrives(self, is_heard: bool, is_lost: bool) -> None:
         self.is_confirming = False
+        is_heard = is_heard and self.is_good(self.in_use)
         if is_heard and self.in_use == self.pending:
             self.confirmed, self.pending, self.old = self.pending, None, self.confirmed
         self.feed(Confirmed() if is_heard and not is_lost else ConfirmationFailed(FAILED))
@@ -199,7 +254,8 @@ class Device(RuleBasedStateMachine):
                 self.feed(Connected(epoch, True), Subscribed(epoch))
                 self.story.confirm_all()
             else:
-                self.feed(Disconnected(epoch, Failure(Cause.REFUSED, str(GATEWAY), "not authorized")))
+                refused = Failure(Cause.REFUSED, str(GATEWAY), "not authorized")
+                self.feed(Disconnected(epoch, refused if self.is_good(self.in_use) else SAYS_EXPIRED))
 
     @rule(cause=st.sampled_from([Cause.LOST, Cause.CLOSED, Cause.TIMED_OUT, Cause.UNREACHABLE]))
     def the_network_fails(self, cause: Cause) -> None:
@@ -234,8 +290,11 @@ class Device(RuleBasedStateMachine):
 
     @invariant()
     def the_device_is_not_lost(self) -> None:
-        """Something in its home is taken, and it gets there when all goes well for a while."""
+        """Something in its home is taken, or recovers, and it gets there when all goes well for a while."""
         if self.confirmed is None:
+            return
+        if not self.is_good(self.confirmed):
+            assert self._is_signer_found(), "the key that the service waits for is gone"
             return
         whole = {self.in_use}
         for each in (self.succession.previous(), self.succession.candidate()):
@@ -247,7 +306,7 @@ class Device(RuleBasedStateMachine):
     def all_goes_well_for_a_while(self) -> None:
         """In the end it is online with a certificate that is taken, and confirmed."""
         self.is_disk_full = False
-        for _ in range(12):
+        for _ in range(16):
             self.story.seconds += 7_300
             self.feed(Tick())
             if isinstance(self.story.state.link, Waiting):
