@@ -52,11 +52,15 @@ class _Lines:
         size = len(message[0].frame)
         self.count += 1
         self.size_bytes += size
-        self._set_cost(sender, line, line.cost + size + _COST_OF_A_MESSAGE)
+        before = line.cost
+        line.cost = after = before + size + _COST_OF_A_MESSAGE
+        if before ^ after > before & after:  # their highest bits differ
+            self._reclass(sender, before, after)
 
     def pop(self) -> Waiting:
         """The first message of the sender whose turn it is."""
-        sender, line = next(iter(self._lines.items()))
+        sender = next(iter(self._lines))
+        line = self._lines[sender]
         message = line.messages.popleft()
         self._left(sender, line, message)
         if line.messages:
@@ -87,16 +91,15 @@ class _Lines:
         size = len(message[0].frame)
         self.count -= 1
         self.size_bytes -= size
-        self._set_cost(sender, line, line.cost - size - _COST_OF_A_MESSAGE)
+        before = line.cost
+        line.cost = after = before - size - _COST_OF_A_MESSAGE
+        if before ^ after > before & after:
+            self._reclass(sender, before, after)
         if not line.messages:
             del self._lines[sender]
 
-    def _set_cost(self, sender: Sender, line: _Line, cost: int) -> None:
-        before, after = line.cost.bit_length(), cost.bit_length()
-        line.cost = cost
-        if before == after:
-            return
-        by_class = self._by_class
+    def _reclass(self, sender: Sender, cost_before: int, cost: int) -> None:
+        before, after, by_class = cost_before.bit_length(), cost.bit_length(), self._by_class
         if before:
             del by_class[before][sender]
             if not by_class[before]:
@@ -134,18 +137,21 @@ class Backlog:
                 self._stats.messages_dropped += 1
                 return
         lines.put(sender, (publish, qos))
-        self._changed()
+        if qos:
+            self.has_others = True
+        else:
+            self.has_qos_0 = True
 
     def pop_qos_0(self) -> Waiting:
         """The next message of QoS 0."""
         message = self._qos_0.pop()
-        self._changed()
+        self.has_qos_0 = self._qos_0.count > 0
         return message
 
     def pop_other(self) -> Waiting:
         """The next message of QoS 1 or 2."""
         message = self._others.pop()
-        self._changed()
+        self.has_others = self._others.count > 0
         return message
 
     def clear(self) -> None:
@@ -157,11 +163,12 @@ class Backlog:
         self.has_qos_0, self.has_others = self._qos_0.count > 0, self._others.count > 0
 
     def _has_room(self, qos: int, size: int) -> bool:
-        if qos:
-            return len(self) < self._max_messages and self.size_bytes + size <= self._max_bytes
-        count, size_bytes = self._qos_0.count, self._qos_0.size_bytes
-        is_within_half = count < self._max_messages // 2 and size_bytes + size <= self._max_bytes // 2
-        return is_within_half and len(self) < self._max_messages and self.size_bytes + size <= self._max_bytes
+        of_0, others = self._qos_0, self._others
+        if of_0.count + others.count >= self._max_messages:
+            return False
+        if of_0.size_bytes + others.size_bytes + size > self._max_bytes:
+            return False
+        return qos > 0 or (of_0.count < self._max_messages // 2 and of_0.size_bytes + size <= self._max_bytes // 2)
 
     def _make_room(self, lines: _Lines, sender: Sender, size: int) -> bool:
         others = self._qos_0 if lines is self._others and self._qos_0.count else lines

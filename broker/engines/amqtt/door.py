@@ -42,7 +42,7 @@ class Door:
         self._pending: dict[Guest, None] = {}  # not let in yet, in the order in which they came
         self._to_flush: list[Guest] = []
         self._is_scheduled = False  # whether the loop will call `_end_turn`
-        self._is_reading = False
+        self.is_reading = False  # what is sent meanwhile goes out with `end_read`, or with the turn
         self._is_busy = False
         self._reads = 0  # since the last sample, or in this turn
 
@@ -74,16 +74,12 @@ class Door:
     def flush_soon(self, connection: Guest) -> None:
         """Once for all that is written in this read, or in this turn of the loop."""
         self._to_flush.append(connection)
-        if self._is_busy or not self._is_reading:
+        if self._is_busy or not self.is_reading:
             self._schedule()
-
-    def begin_read(self) -> None:
-        """What is sent from now on goes out with `end_read`, or with the turn."""
-        self._is_reading = True
 
     def end_read(self) -> None:
         """All that came on one connection was looked at."""
-        self._is_reading = False
+        self.is_reading = False
         self._reads += 1
         if self._is_busy:
             return
@@ -91,7 +87,9 @@ class Door:
             self._reads = 1
             self._schedule()
         if self._to_flush:
-            self._flush()
+            connections, self._to_flush = self._to_flush, []
+            for connection in connections:
+                connection.flush()
 
     def _schedule(self) -> None:
         if not self._is_scheduled:

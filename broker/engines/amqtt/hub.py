@@ -245,6 +245,7 @@ class Hub:
                 self.publish(session, packet)
             case Puback(packet_id):
                 session.acknowledged(packet_id)
+                session.pump()
             case Pubrec(packet_id):
                 session.received(packet_id)
             case Pubcomp(packet_id):

@@ -109,7 +109,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         door = self._door
-        door.begin_read()
+        door.is_reading = True
         try:
             if len(data) <= _SLICE_BYTES and not self._inbox and not self._must_wait:
                 self._take(data)
@@ -269,7 +269,8 @@ class Connection(asyncio.Protocol):
             self._end_before(Reason.HANDSHAKE, "too much before CONNECT")
 
     def _take_packets(self, size_bytes: int) -> None:
-        hub, now, count, acknowledged = self._door.hub, self._door.loop.time(), 0, 0
+        door, count, acknowledged = self._door, 0, 0
+        hub, now = door.hub, door.loop.time()
         try:
             for packet in self._rest:
                 session = self._session
@@ -291,25 +292,28 @@ class Connection(asyncio.Protocol):
             self._end_before(Reason.PROTOCOL, str(violation))
             return
         finally:
-            hub.counted.packets_received += count
-            hub.counted.bytes_received += size_bytes
+            if acknowledged and (session := self._session) is not None and session.has_more:
+                session.pump()
+            counted = hub.counted
+            counted.packets_received += count
+            counted.bytes_received += size_bytes
         if not self._parser.is_within_packet:
             self._packet_began_at = 0.0
         elif not self._packet_began_at:
             self._packet_began_at = now
         if self._usage is not None:
-            cost = count - acknowledged + self._empty_records(count)
+            cost = count - acknowledged
+            if self._overhead_bytes <= count * _RECORD_BYTES:
+                self._overhead_bytes = 0
+            else:
+                cost += self._empty_records(self._overhead_bytes - count * _RECORD_BYTES)
             if (cost or size_bytes) and (seconds := self._usage.send(cost, size_bytes, now)):
                 self._slow_down(self._usage, seconds, now)
 
-    def _empty_records(self, packets: int) -> int:
+    def _empty_records(self, unpaid_bytes: int) -> int:
         """How many TLS records came with nothing of a packet in them: they cost as much as one."""
-        unpaid = self._overhead_bytes - packets * _RECORD_BYTES
-        if unpaid <= _PARTIAL_RECORD_BYTES:
-            self._overhead_bytes = unpaid if unpaid > 0 else 0  # noqa: FURB136 - for every read
-            return 0
-        self._overhead_bytes = _PARTIAL_RECORD_BYTES
-        return (unpaid - _PARTIAL_RECORD_BYTES) // _RECORD_BYTES
+        self._overhead_bytes = min(unpaid_bytes, _PARTIAL_RECORD_BYTES)
+        return (unpaid_bytes - self._overhead_bytes) // _RECORD_BYTES
 
     def _slow_down(self, usage: Usage, seconds: float, now: float) -> None:
         """Read no more until what came is paid for; what a client sends meanwhile waits on its side of the wire."""

@@ -44,26 +44,26 @@ _CONTROL_FIRST: Final = frozenset({0x10, 0x40, 0x50, 0x62, 0x70, 0x82, 0xA2, 0xC
 class TopicNames:
     """Topic names that were found valid, by their bytes; shared by connections, the last few thousand of them."""
 
-    __slots__ = ("_known", "_known_before", "_max_bytes", "_max_levels")
+    __slots__ = ("_known_before", "_max_bytes", "_max_levels", "known")
 
     def __init__(self, max_bytes: int = 1024, max_levels: int = 32) -> None:
-        self._known: dict[bytes, str] = {}
+        self.known: dict[bytes, str] = {}
         self._known_before: dict[bytes, str] = {}
         self._max_bytes = max_bytes
         self._max_levels = max_levels
 
     def name(self, data: bytes) -> str:
         """The topic name in `data`. Raises: ProtocolViolation."""
-        known = self._known.get(data)
+        known = self.known.get(data)
         if known is not None:
             return known
         name = self._known_before.get(data) or self._checked(data)
         if len(data) > _MAX_CACHED_TOPIC_BYTES:
             return name
-        if len(self._known) >= _MAX_CACHED_TOPICS:
+        if len(self.known) >= _MAX_CACHED_TOPICS:
             # Who makes up a topic for each message displaces others' for the time of one generation at most.
-            self._known_before, self._known = self._known, {}
-        self._known[data] = name
+            self._known_before, self.known = self.known, {}
+        self.known[data] = name
         return name
 
     def _checked(self, data: bytes) -> str:
@@ -104,12 +104,17 @@ class Parser:
 
         To be exhausted before the next call.
         """
-        body_at = _header_of_one_publish(data)
-        if body_at and not self._held and len(data) <= self._max_packet_bytes:
+        # One PUBLISH or PUBACK, and nothing beside it: what most reads bring.
+        size = len(data)
+        if self._held or not 4 <= size < 130 or size != 2 + data[1] or size > self._max_packet_bytes:
+            return self._feed(data)
+        if data[0] in _PUBLISH_FIRST:
             try:
-                return iter((self._publish(data, body_at),))
+                return iter((self._publish(data, 2),))
             except ProtocolViolation:
                 return self._feed(data)  # which says so when it is asked for it
+        if data[0] == _PUBACK and size == 4 and (data[2] or data[3]):
+            return iter((Puback(data[2] << 8 | data[3]),))
         return self._feed(data)
 
     def _feed(self, data: bytes) -> Iterator[Packet]:
@@ -129,7 +134,12 @@ class Parser:
                 yield Puback(packet_id)
                 at += 4
                 continue
-            body, stop = self._measure(data, at, end)
+            if first in _PUBLISH_FIRST and at + 2 < end and data[at + 1] < 0x80:  # as `_measure` would
+                body, stop = at + 2, at + 2 + data[at + 1]
+                if stop - at > self._max_packet_bytes:
+                    self._measure(data, at, end)
+            else:
+                body, stop = self._measure(data, at, end)
             if stop > end or not body:
                 self._held += data[at:]
                 self._needed = stop - at
@@ -174,18 +184,9 @@ class Parser:
                     raise ProtocolViolation("MQTT-2.3.1-1", "a packet identifier is 0")
         if body_at > len(frame):
             raise ProtocolViolation("3.3.2", "a PUBLISH ends within its header")
-        return Publish(self._topics.name(frame[name_at:name_end]), frame, topic_at, body_at, packet_id)
-
-
-def _header_of_one_publish(data: bytes) -> int:
-    """The length of its fixed header, if `data` is one PUBLISH and nothing beside it, which most reads are; or 0."""
-    size = len(data)
-    if size < 4 or data[0] not in _PUBLISH_FIRST:
-        return 0
-    if size < 130:
-        return 2 if data[1] == size - 2 else 0
-    is_whole = 130 < size < 16_387 and data[1] >= 0x80 > data[2] and (data[2] << 7 | data[1] & 0x7F) == size - 3
-    return 3 if is_whole else 0
+        name = frame[name_at:name_end]
+        names = self._topics
+        return Publish(names.known.get(name) or names.name(name), frame, topic_at, body_at, packet_id)
 
 
 class _Body:

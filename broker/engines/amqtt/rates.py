@@ -16,24 +16,24 @@ class Bucket:
     `rate` is in tokens a second; times are of one monotonic clock, in seconds.
     """
 
-    __slots__ = ("_at", "_burst", "_level", "_rate")
+    __slots__ = ("at", "burst", "level", "rate")
 
     def __init__(self, rate: float, burst: float, now: float) -> None:
-        self._rate = rate
-        self._burst = self._level = max(burst, 1.0)
-        self._at = now
+        self.rate = rate
+        self.burst = self.level = max(burst, 1.0)
+        self.at = now
 
     def take(self, amount: float, now: float) -> float:
         """Take `amount`; the seconds until the debt is paid, 0 if there is none."""
-        level = self._level + (now - self._at) * self._rate
-        self._at = now
-        level = (level if level < self._burst else self._burst) - amount  # noqa: FURB136 - on the path of every read
-        self._level = level
-        return 0.0 if level >= 0 else -level / self._rate
+        level = self.level + (now - self.at) * self.rate
+        self.at = now
+        level = (level if level < self.burst else self.burst) - amount  # noqa: FURB136 - on the path of every read
+        self.level = level
+        return 0.0 if level >= 0 else -level / self.rate
 
     def give_back(self, amount: float) -> None:
         """What was taken was not used."""
-        self._level += amount
+        self.level += amount
 
 
 class Usage:
@@ -60,13 +60,21 @@ class Usage:
 
     def send(self, messages: int, size_bytes: int, now: float) -> float:
         """The seconds for which no more is read of one that sent this."""
-        for_messages, for_bytes = self._messages.take(messages, now), self._bytes.take(size_bytes, now)
-        seconds = for_messages if for_messages > for_bytes else for_bytes  # noqa: FURB136 - as in `take`
-        if not seconds:
+        # `Bucket.take` for both, without a call: this is on the path of every read.
+        bucket = self._messages
+        level = bucket.level + (now - bucket.at) * bucket.rate
+        bucket.at = now
+        bucket.level = for_messages = (level if level < bucket.burst else bucket.burst) - messages  # noqa: FURB136
+        bucket = self._bytes
+        level = bucket.level + (now - bucket.at) * bucket.rate
+        bucket.at = now
+        bucket.level = for_bytes = (level if level < bucket.burst else bucket.burst) - size_bytes  # noqa: FURB136
+        if for_messages >= 0 <= for_bytes:
             self._slowed_since = None
-        elif self._slowed_since is None:
+            return 0.0
+        if self._slowed_since is None:
             self._slowed_since = now
-        return seconds
+        return max(-for_messages / self._messages.rate, -for_bytes / self._bytes.rate)
 
     def slowed_for(self, now: float) -> float:
         """For how many seconds it has been too fast without a break."""

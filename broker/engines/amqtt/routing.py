@@ -32,15 +32,12 @@ class _Routes(Generic[S]):
     that connects and disconnects all the time has everybody else's routes remembered.
     """
 
-    __slots__ = ("_branches", "_found", "_weight")
+    __slots__ = ("_branches", "_weight", "found")
 
     def __init__(self) -> None:
-        self._found: dict[str, tuple[tuple[S, int], ...]] = {}
+        self.found: dict[str, tuple[tuple[S, int], ...]] = {}
         self._branches: dict[str, list[str]] = {}
         self._weight = 0
-
-    def get(self, topic: str) -> tuple[tuple[S, int], ...] | None:
-        return self._found.get(topic)
 
     def keep(self, topic: str, found: tuple[tuple[S, int], ...]) -> None:
         """Remember; nothing is known of this topic."""
@@ -50,7 +47,7 @@ class _Routes(Generic[S]):
         if self._weight > _MAX_REMEMBERED:
             self.clear()
             self._weight = 1 + len(found)
-        self._found[topic] = found
+        self.found[topic] = found
         branch = _branch(topic)
         if branch in self._branches:
             self._branches[branch].append(topic)
@@ -64,10 +61,10 @@ class _Routes(Generic[S]):
             self.clear()
         else:
             for topic in self._branches.pop(branch, ()):
-                self._weight -= 1 + len(self._found.pop(topic))
+                self._weight -= 1 + len(self.found.pop(topic))
 
     def clear(self) -> None:
-        self._found.clear()
+        self.found.clear()
         self._branches.clear()
         self._weight = 0
 
@@ -84,6 +81,7 @@ class Subscriptions(Generic[S]):
     def __init__(self) -> None:
         self._root: _Node[S] = _Node()
         self._routes: _Routes[S] = _Routes()
+        self._known = self._routes.found
         self.count = 0
 
     def add(self, topic_filter: str, subscriber: S, qos: int) -> None:
@@ -129,7 +127,7 @@ class Subscriptions(Generic[S]):
 
     def route(self, topic: str) -> tuple[tuple[S, int], ...]:
         """Every subscriber of `topic`, once, with the highest QoS of its filters that match (MQTT-3.3.5-1)."""
-        found = self._routes.get(topic)
+        found = self._known.get(topic)
         if found is None:
             found = tuple(self._match(topic).items())
             self._routes.keep(topic, found)

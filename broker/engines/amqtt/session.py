@@ -161,18 +161,17 @@ class FleetSession(Session):
         link.send(publish.to_send(qos, packet_id, retain=retain))
 
     def _free_packet_id(self) -> int:
-        packet_id = self._packet_id
-        while True:  # ends: far fewer are in flight than there are ids
+        packet_id = self._packet_id % 65_535 + 1
+        while packet_id in self.deliveries:  # ends: far fewer are in flight than there are ids
             packet_id = packet_id % 65_535 + 1
-            if packet_id not in self.deliveries:
-                self._packet_id = packet_id
-                return packet_id
+        self._packet_id = packet_id
+        return packet_id
 
     def pump(self) -> None:
         """Send what waits, then what is retained and owed, as far as there is room."""
         link, waiting = self.link, self.waiting
         while link is not None and not link.is_congested:
-            if waiting.has_others and self._has_room(link):
+            if waiting.has_others and len(self.deliveries) < self._max_inflight:
                 self._send(link, *waiting.pop_other())
             elif waiting.has_qos_0:
                 link.send(waiting.pop_qos_0()[0].plain())
@@ -209,12 +208,10 @@ class FleetSession(Session):
             self.pump()
 
     def acknowledged(self, packet_id: int) -> bool:
-        """PUBACK came; whether it was awaited."""
+        """PUBACK came; whether it was awaited. `pump` is the caller's, after the last of them."""
         delivery = self.deliveries.get(packet_id)
         if delivery is not None and delivery.qos == 1:
             del self.deliveries[packet_id]
-            if self.has_more:
-                self.pump()
             return True
         return False
 

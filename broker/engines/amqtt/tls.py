@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+from collections.abc import Callable
 from typing import Final
 
 _RECORD_BYTES: Final = 16_384  # the most that one record holds (RFC 8446, 5.1): more is never read at once
@@ -12,13 +13,16 @@ _RECORD_BYTES: Final = 16_384  # the most that one record holds (RFC 8446, 5.1):
 class TlsChannel:
     """Feed what came, flush what is to be sent. Raises: ssl.SSLError where OpenSSL does."""
 
-    __slots__ = ("_incoming", "_object", "_outgoing", "_read", "is_established")
+    __slots__ = ("_incoming", "_object", "_outgoing", "_read", "_write", "is_established")
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._read = self._object.read
+        # What `SSLObject.read` and `write` only hand on to: a call less for every record, where it is as in CPython.
+        inner = getattr(self._object, "_sslobj", self._object)
+        self._read: Callable[[int], bytes] = inner.read
+        self._write: Callable[[bytes], int] = inner.write
         self.is_established = False
 
     @property
@@ -81,7 +85,7 @@ class TlsChannel:
 
     def encrypt(self, data: bytes) -> bytes:
         """What is to be sent over the wire now, so that the peer gets `data`."""
-        self._object.write(data)
+        self._write(data)
         return self._outgoing.read()
 
     def flush(self) -> bytes:

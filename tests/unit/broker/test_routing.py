@@ -49,10 +49,10 @@ def test_remembered_routes_are_bounded() -> None:
         trie.add("fleet/notices/#", who, 0)
     for n in range(500):
         assert 1000 == len(trie.route(f"fleet/notices/{n}"))
-    assert sum(1 + len(found) for found in trie._routes._found.values()) == trie._routes._weight <= 131_072
+    assert sum(1 + len(found) for found in trie._routes.found.values()) == trie._routes._weight <= 131_072
     trie.remove("fleet/notices/#", 0)
     assert 0 == trie._routes._weight
-    assert {} == trie._routes._found
+    assert {} == trie._routes.found
 
 
 def test_a_subscription_leaves_the_routes_of_others_remembered() -> None:
