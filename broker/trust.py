@@ -121,7 +121,9 @@ def _check_dates(connection: ssl.SSLObject, clock: FlooredClock) -> None:
     """Judge the whole chain that a handshake has verified. Raises: ssl.SSLCertVerificationError."""
     chain = connection._sslobj.get_verified_chain()  # type: ignore[attr-defined] # public only from Python 3.13 on
     if refusal := clock.refusal(each.get_info() for each in chain or ()):
-        raise ssl.SSLCertVerificationError(refusal)
+        error = ssl.SSLCertVerificationError(refusal)
+        error.verify_message = refusal  # as OpenSSL's own have one
+        raise error
 
 
 def _judged_by(clock: FlooredClock) -> type[ssl.SSLObject]:

@@ -226,6 +226,15 @@ class Timeline:
             return self
         return replace(self, floor=Floor(seen, SEEN), ticking=Ticking(seen, monotonic))
 
+    def reconciled(self, system: datetime, monotonic: float) -> Timeline:
+        """Once the system's clock was set to what the service had told, it is as good as confirmed by it."""
+        anchor = self.anchor
+        if anchor is None or anchor.basis is not Basis.SERVER:
+            return self
+        if abs(system - anchor.ticking.at(monotonic)) > TOLERANCE:
+            return self
+        return self._anchored(system, Basis.SYSTEM, anchor.validity, system, monotonic)
+
     def _anchored(
         self, utc: datetime, basis: Basis, validity: Validity, system: datetime, monotonic: float
     ) -> Timeline:

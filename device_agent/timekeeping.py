@@ -59,6 +59,8 @@ class Timekeeper:
         found = self._known.reading(self._system(), self.monotonic())
         if found.basis is not self._told:
             self._tell(found)
+            with self._lock:
+                self._known = self._known.reconciled(self._system(), self.monotonic())
         return found
 
     def _tell(self, found: Reading) -> None:

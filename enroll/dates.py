@@ -27,7 +27,9 @@ def check(connection: ssl.SSLObject | ssl.SSLSocket, clock: FlooredClock) -> Non
     """
     chain = connection._sslobj.get_verified_chain()  # type: ignore[union-attr] # public only from Python 3.13 on
     if chain and (refusal := clock.refusal(each.get_info() for each in chain)):
-        raise ssl.SSLCertVerificationError(refusal)
+        error = ssl.SSLCertVerificationError(refusal)
+        error.verify_message = refusal  # as OpenSSL's own have one
+        raise error
 
 
 def _dated(clock: FlooredClock) -> type[ssl.SSLObject]:

@@ -176,6 +176,17 @@ def test_a_clock_that_jumps_to_where_no_server_is_valid_waits_for_a_handshake() 
     assert (Basis.SYSTEM, NOON + HOUR) == (device.reading.basis, device.reading.utc)
 
 
+def test_a_clock_that_was_set_to_what_was_told_is_trusted_as_one_that_was_verified() -> None:
+    """1970, NTP, 2040: what had just come right would be believed anything."""
+    device = Device(EPOCH)
+    device.be_told(NOON)
+    device.set(device.true)
+    device.known = device.known.reconciled(device.system, device.seconds)
+    assert Basis.SYSTEM is device.reading.basis
+    device.set(FAR)
+    assert (Basis.STEADY, NOON) == (device.reading.basis, device.reading.utc)
+
+
 def test_a_jump_that_a_handshake_confirms_was_right() -> None:
     """A machine that slept for a year would never come to the present."""
     device = Device(NOON)
