@@ -113,7 +113,7 @@ _TEXTS: dict[Cause, tuple[str, str]] = {
     ),
     Cause.REFUSED: ("{peer} refuses {who}: revoked, suspended or unknown there ({detail})", _ASK_ADMIN),
     Cause.USED_TWICE: (
-        "two devices use the identity of {who}: {peer} has an admin decide which one is right ({detail})",
+        "two devices use the identity of {who}; an admin decides which one is right",
         "tell an admin: enroll device show {who}; until then neither gets a new certificate",
     ),
     Cause.CLOSED: (

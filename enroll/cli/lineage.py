@@ -65,7 +65,7 @@ class Story:
         known = self.provenances[certificate.serial]
         asked = _who(known.address, known.hardware, known.model)
         yield "  key", fingerprint(certificate.key)
-        yield "  issued", f"{minute(known.issued_at)}{asked and f' to {asked}'}"
+        yield "  issued", f"{minute(known.issued_at)}{asked and f', {asked}'}"
         if certificate.parent is not None:
             yield "  renews", certificate.parent
         if known.seen_at is not None:
