@@ -181,14 +181,14 @@ def test_whoever_connects_too_often_waits_then_is_refused(limited: Limited) -> N
     """Two clones that throw each other out, or a loop, would keep the broker busy with handshakes."""
     broker = limited(Limits(connects_per_minute=60, connect_seconds=2.5))
     pump = broker.device("pump-07")
-    for _ in range(60):
-        broker.join(pump).socket.close()
     began = time.monotonic()
-    broker.join(pump).socket.close()
-    assert 0.3 < time.monotonic() - began
-    waiting = [broker.peer(pump) for _ in range(3)]
-    for peer in waiting:
-        peer.send(mqtt.connect(pump.id))
+    for _ in range(62):  # however slow this machine is, the last of them has had to wait
+        broker.join(pump).socket.close()
+    assert 1.9 < time.monotonic() - began
+    waiting = []
+    while not any(isinstance(event, Refused) for event in broker.events):
+        waiting.append(broker.peer(pump))
+        waiting[-1].send(mqtt.connect(pump.id))
     assert Reason.TOO_MANY_CONNECTS is broker.wait_event(Refused).reason
     with broker.join(broker.device("valve-1")):
         pass
