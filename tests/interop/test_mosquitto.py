@@ -44,8 +44,8 @@ def test_retained_messages(broker: Broker, pump: Identity, admin: Identity) -> N
 def test_offline_message_queueing(engine: RunningEngine, broker: Broker, pump: Identity, admin: Identity) -> None:
     """A session that is kept (-c) receives what came meanwhile, in order."""
     persistent = ("-c", "-q", 2, "-t", ALL_DOWN)
-    with subscriber(broker, pump, *persistent, "-E").program as device:
-        device.wait()
+    with subscriber(broker, pump, *persistent, "-E").program as once:
+        once.wait()
     assert Reason.DISCONNECTED is engine.wait_event(Disconnected).reason
     lines = "".join(f"{number}\n" for number in range(50))
     publish(broker, admin, f"{DOWN}/x", "-q", 1, "-l", stdin=lines).check()
