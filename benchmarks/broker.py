@@ -65,14 +65,14 @@ def main(arguments: Sequence[str]) -> int:
         home = _fleet.new_home(Path(folder) / "fleet")
         _fleet.lift_rates(home)
         fleet = Fleet.of(home, max(DEVICES.get(name, _FEWEST_DEVICES) for name in chosen))
-        outcomes = []
+        outcomes: list[Outcome] = []
         for outcome in measured(fleet, chosen, options.brokers, size, repeats):
             outcomes.append(outcome)
             print(report.one_line(outcome), flush=True)
+            if not options.only or options.write:
+                report.write(outcomes, lines(outcomes), options.into)  # what is there counts, if this is cut short
     found = lines(outcomes)
     print(report.table(found))
-    if not options.only or options.write:
-        report.write(outcomes, found, options.into)
     return 1 if any(line.is_met is False for line in found) else 0
 
 

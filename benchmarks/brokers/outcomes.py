@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from benchmarks.brokers.contenders import MOSQUITTO, NAMES, OURS
@@ -108,6 +109,7 @@ def _medians(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.median([figures[name] for figures in found if name in figures]) for name in names}
 
 
+@cache
 def machine() -> dict[str, str]:
     """Where this was measured, and what of."""
     cpu = next((line for line in _lines_of("/proc/cpuinfo") if line.startswith("model name")), "?").partition(": ")[2]

@@ -177,7 +177,8 @@ class Swarm:
     ) -> list[Wire]:
         """Connect and subscribe, `at_once` handshakes at a time. Raises: Refused, TimeoutError."""
         began = time.perf_counter()
-        coming, wires, opening, refused = iter(wanted), [], 0, 0
+        wires: list[Wire] = []
+        coming, opening, refused = iter(wanted), 0, 0
         while True:
             opening, refused = opening - len(self.refused) + refused, len(self.refused)
             begun = len(wires)
