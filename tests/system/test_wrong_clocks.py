@@ -8,27 +8,30 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from enroll import authority, keys
-from enroll.issuer import client_names, serial_number
+from enroll.issuer import client_names, serial_number, server_names
 from fleet import pki
-from fleet.clock import encode_seen
-from fleet.identity import DeviceId, Principal, Role
+from fleet.clock import encode_seen, format_http_date
+from fleet.identity import DeviceId, Principal, Role, Server
 from fleet.layout import AdminHome, AgentHome, IdentityFiles
 from tests.deadlines import within
 from tests.fleets import CRL_URL, DOMAIN, new_home
 from tests.processes import Program, run
 from tests.system.agents import Application, LiveFleet, Operator, live_fleet
+from tests.unit.device_agent.servers import http_answer, read_request, tls_server
 from tests.wrong_clocks import EPOCH, FAR_AHEAD, RIGHT, MovedClock, at, shifted
 
-DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
 
 
 @pytest.fixture(scope="module", name="fleet")
@@ -97,7 +100,7 @@ def test_a_clock_may_jump_while_an_agent_runs(fleet: LiveFleet, tmp_path: Path) 
             assert "done" == operator.final_result("jumper", "c1")["state"]
         mark = agent.line_count("stderr")
         fleet.enroll("device", "suspend", "jumper")
-        agent.wait_for_line("connection.failed", stream="stderr", after=mark)
+        agent.wait_for_line(r"connection.failed", stream="stderr", after=mark)
         fleet.enroll("device", "resume", "jumper")
         agent.wait_for_line("connection.ready", stream="stderr", after=mark)  # made anew, in 2040
         assert "server" == clock_of(home)["basis"]
@@ -165,11 +168,78 @@ def expired_client(home: AdminHome, folder: Path, ended: timedelta) -> IdentityF
         now=datetime.now(UTC) - ended - life,
         life=life,
     )
+    return IdentityFiles(*write_identity(folder, leaf, issuer.certificate, key))
+
+
+def write_identity(
+    folder: Path, leaf: x509.Certificate, issuer: x509.Certificate, key: ec.EllipticCurvePrivateKey
+) -> tuple[Path, Path]:
+    """Certificate, with its issuer's, and key in files."""
     folder.mkdir()
-    files = IdentityFiles(folder / "cert.pem", folder / "key.pem")
-    keys.write_private(files.key, keys.encode_key(key))
-    files.certificate.write_bytes(leaf.public_bytes(Encoding.PEM) + issuer.certificate.public_bytes(Encoding.PEM))
-    return files
+    keys.write_private(folder / "key.pem", keys.encode_key(key))
+    (folder / "cert.pem").write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in (leaf, issuer)))
+    return folder / "cert.pem", folder / "key.pem"
+
+
+@dataclass
+class StolenServers:
+    """A service and a broker with certificates of this very fleet that ended ten minutes ago; what they heard."""
+
+    fleet: LiveFleet
+    folder: Path
+    date: datetime
+    asked: list[str] = field(default_factory=list)
+    heard: list[bytes] = field(default_factory=list)
+
+    def _context(self, server: Server) -> ssl.SSLContext:
+        issuer, key = authority.load(self.fleet.home, DOMAIN, CRL_URL).servers, keys.new_key()
+        now, number = datetime.now(UTC) - 70 * MINUTE, serial_number(secrets.token_bytes(20))
+        names = server_names(DOMAIN, server, ("127.0.0.1",))
+        leaf = issuer.issue(pki.SERVER, key.public_key(), names, serial=number, shard=1, now=now, life=HOUR)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*write_identity(self.folder / server.value, leaf, issuer.certificate, key))
+        return context
+
+    def _serve(self, connection: ssl.SSLSocket) -> None:
+        if request := read_request(connection):
+            self.asked.append(request.split(b" ")[1].decode())
+            connection.sendall(http_answer("200 OK", b"", f"Date: {format_http_date(self.date)}\r\n"))
+
+    def _broke(self, connection: ssl.SSLSocket) -> None:
+        if heard := connection.recv(4096):
+            self.heard.append(heard)
+
+    @contextmanager
+    def in_the_way_of(self, home: AgentHome) -> Iterator[None]:
+        """The device looks for its service and broker here, as long as this lasts."""
+        broker_file, found = home.path / "config.json", json.loads(home.meta.read_bytes())
+        with (
+            tls_server(self._context(Server.ENROLL), self._serve) as service,
+            tls_server(self._context(Server.BROKER), self._broke) as broker,
+        ):
+            broker_file.write_text(json.dumps({"v": 1, "brokers": [f"mqtts://127.0.0.1:{broker.port}"]}))
+            home.meta.write_text(json.dumps(found | {"enroll_url": service.url}))
+            yield
+        broker_file.unlink()
+        home.meta.write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize(("name", "clock"), [("turned-back", shifted(-20 * MINUTE)), ("in-2040", FAR_AHEAD)])
+def test_stolen_servers_do_not_get_a_device_whatever_its_clock(
+    fleet: LiveFleet, name: str, clock: str, tmp_path: Path
+) -> None:
+    """By a clock that was turned back, or by the Date that they tell, their certificates would be good."""
+    home, date = joined(fleet, name, RIGHT), datetime.now(UTC) - 20 * MINUTE
+    servers, files = StolenServers(fleet, tmp_path, date), sorted(home.path.rglob("gen-*/*.pem"))
+    with servers.in_the_way_of(home), running(home, clock) as agent:
+        failed = agent.wait_for_line(r"connection.failed .*cause=(\S+)", stream="stderr")[1]
+        assert "peer-expired" == failed
+        if name == "in-2040":
+            agent.wait_for_line("clock.date_refused", stream="stderr")
+    assert ([], set()) == (servers.heard, set(servers.asked) - {"/.well-known/est/cacerts"})
+    assert files == sorted(home.path.rglob("gen-*/*.pem"))
+    with running(home, clock) as agent:
+        agent.wait_for_line(f"^device-agent: ready {name}$")
 
 
 def is_let_in(fleet: LiveFleet, address: tuple[str, int], identity: IdentityFiles) -> bool:
