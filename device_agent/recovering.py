@@ -7,7 +7,7 @@ that was cut off in the middle of a renewal does not know which that is: of thos
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -46,11 +46,15 @@ class Signer:
 
 @dataclass(frozen=True, slots=True)
 class Recovering:
-    """One attempt of `device` at `url`. `send` shows no certificate; `check` raises NotRenewed for what is no 200."""
+    """One attempt of `device` at `url`. `send` shows no certificate; `check` raises NotRenewed for what is no 200.
+
+    `says`: headers with what the device says of its hardware, for the admin.
+    """
 
     device: DeviceId
     url: str
     peer: str
+    says: Mapping[str, str]
     send: Callable[[Request], Answer]
     check: Callable[[Answer], None]
 
@@ -86,7 +90,7 @@ class Recovering:
         nonce = self._nonce()
         said = recovery.statement(used.public_bytes(Encoding.DER), nonce, csr)
         claim = recovery.Claim(pki.serial_of(used), nonce, csr, recovery.sign(key, said))
-        headers = {"Content-Type": recovery.MEDIA_TYPE, "Accept": est.PKCS7}
+        headers = {"Content-Type": recovery.MEDIA_TYPE, "Accept": est.PKCS7, **self.says}
         return self.send(Request(self.url, recovery.RECOVER, "POST", headers, claim.encode()))
 
     def _nonce(self) -> str:

@@ -251,7 +251,8 @@ class _Asking:
 
     def recovering(self) -> Recovering:
         """As the holder of a certificate that is over."""
-        return Recovering(self.credential.device, self.credential.enroll_url, self._peer, self._send, self._check)
+        url = self.credential.enroll_url
+        return Recovering(self.credential.device, url, self._peer, self.says, self._send, self._check)
 
     def _certificates(self, request: https.Request) -> list[x509.Certificate]:
         answer = self._send(request)

@@ -15,7 +15,7 @@ import ssl
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -129,25 +129,34 @@ def enrolled(cuts: Cuts) -> AgentHome:
 
 def cut_renewals(cuts: Cuts, step: int) -> None:
     """`device-agent renew`: the device connects as it is, and the same command again succeeds."""
-    home = enrolled(cuts)
+    _cut_renewals(cuts, step, enrolled, connects=True)
+
+
+def cut_recoveries(cuts: Cuts, step: int, asleep: Callable[[], AgentHome]) -> None:
+    """The same of a device whose certificate has expired: it connects once the command has succeeded."""
+    _cut_renewals(cuts, step, lambda _: asleep(), connects=False)
+
+
+def _cut_renewals(cuts: Cuts, step: int, make: Callable[[Cuts], AgentHome], *, connects: bool) -> None:
+    home = make(cuts)
     with _renewing(cuts, home, [], None) as whole:
         assert 0 == whole.wait(), whole.describe()
     paths = paths_below(home.path, calls_of(cuts.log))
     for point in points_of(cuts.log, paths)[::step]:
-        _cut_renewal(cuts, [path.relative_to(home.path) for path in paths], point)
+        _cut_renewal(cuts, make(cuts), [path.relative_to(home.path) for path in paths], point, connects=connects)
 
 
 def _renewing(cuts: Cuts, home: AgentHome, paths: Sequence[Path], point: Point | None) -> Traced:
     return Traced(cuts.log, paths, point.kill if point else "", "device-agent", "renew", "--home", home.path)
 
 
-def _cut_renewal(cuts: Cuts, names: Sequence[Path], point: Point) -> None:
-    home = enrolled(cuts)
+def _cut_renewal(cuts: Cuts, home: AgentHome, names: Sequence[Path], point: Point, *, connects: bool) -> None:
     with _renewing(cuts, home, [home.path / name for name in names], point) as killed:
         assert killed.was_cut(), point
         cuts.count += 1
     cuts.torn += lose_unsynced(cuts.log, [home.path / name for name in names if name.suffix], cuts.chance)
-    check_connects(cuts, home)
+    if connects:
+        check_connects(cuts, home)
     run_command("device-agent", "renew", "--home", home.path).check()
     check_connects(cuts, home)
     shutil.rmtree(home.path)
