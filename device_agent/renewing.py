@@ -208,7 +208,7 @@ class Renewing:
     def _not_admitted(self, failure: Failure, asking: _Asking) -> Problem:
         """What that means; a candidate that is worth less than the present one is removed. Raises: NotRenewed."""
         problem = problem_of(failure, asking.credential.device)
-        if failure.cause is not Cause.REFUSED:
+        if failure.cause not in (Cause.REFUSED, Cause.USED_TWICE):
             return problem
         asking.wait_seconds()  # refused as well, and neither is worth less: a suspended device may be resumed
         self._succession.discard_successors()

@@ -193,6 +193,29 @@ def test_a_candidate_that_the_service_ended_is_made_anew(authority: Authority, t
         pump.prepare()
 
 
+def test_a_candidate_that_a_copy_took_the_place_of_is_made_anew(authority: Authority, tmp_path: Path) -> None:
+    """Whoever copied a card could keep its owner from renewing, by renewing once and never using it."""
+    with device(authority, tmp_path) as pump:
+        good = pump.answers[est.CONFIG]
+        pump.answers[est.CONFIG] = says("403 Forbidden", headers="Enroll-Problem: identity-used-twice\r\n")
+        assert "not-admitted" == pump.problem()
+        pump.answers[est.CONFIG] = good
+        pump.prepare()
+
+
+def test_a_frozen_device_says_so_and_keeps_what_it_has(authority: Authority, tmp_path: Path) -> None:
+    """A person would look for a revocation, and the device for another key, each time that it asks."""
+    with device(authority, tmp_path) as pump:
+        frozen = says("403 Forbidden", headers="Enroll-Problem: identity-used-twice\r\n")
+        pump.answers[est.RENEWAL_INFO] = pump.answers[REENROL] = frozen
+        assert "identity-used-twice" == pump.problem(is_paced=False)
+        assert [est.RENEWAL_INFO] == pump.asked
+        assert "identity-used-twice" == pump.problem()
+        key = pump.key()
+        assert "identity-used-twice" == pump.problem()
+        assert key == pump.key() is not None
+
+
 def test_a_suspended_device_keeps_its_candidate(authority: Authority, tmp_path: Path) -> None:
     """The candidate may be the one that counts: the present one may have ended, and the device be resumed."""
     with device(authority, tmp_path) as pump:
