@@ -19,7 +19,7 @@ from typing import Final, assert_never
 
 from device_agent import config_client, https, tls
 from device_agent.application import ApplicationServer
-from device_agent.clock import FIRST_LOOK_SECONDS, LOOK_SECONDS, Clock, Moment
+from device_agent.clock import FIRST_LOOK_SECONDS, IMPROVE_SECONDS, LOOK_SECONDS, Clock, Moment
 from device_agent.core.effects import (
     Acknowledge,
     AnnounceReady,
@@ -264,11 +264,15 @@ class Runner:
             self.events.post_now(Disconnected(connection.epoch, failure))
 
     def _keep_in_touch(self, now: float) -> None:
-        """Ask the service once a day: that it is so late, verified, is what an old stolen certificate fails on."""
+        """Ask the service once a day: that it is so late, verified, is what an old stolen certificate fails on.
+
+        Sooner where nothing but a lower bound of the time is known.
+        """
+        is_unsure = self.world.clock.reading().is_lower_bound
         if self._asks_at is None:
-            self._asks_at = now + self.world.moment().chance * FIRST_LOOK_SECONDS
+            self._asks_at = now + self.world.moment().chance * (IMPROVE_SECONDS if is_unsure else FIRST_LOOK_SECONDS)
         elif now >= self._asks_at and not self._fetch.is_running:
-            self._asks_at = now + LOOK_SECONDS
+            self._asks_at = now + (IMPROVE_SECONDS if is_unsure else LOOK_SECONDS)
             self._start_fetch()
 
     @property
