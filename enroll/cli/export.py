@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from enroll.cli.options import HomeOption, Verbs, admin_home, now, open_registry, parse_duration
+from enroll.cli.options import HomeOption, Verbs, admin_home, clock, now, open_registry, parse_duration
 from enroll.cli.output import say
 from fleet.errors import FleetError, InvalidInput
 from fleet.identity import DeviceId
@@ -240,7 +240,7 @@ def _source(order: _Order, kind: str, target: str) -> Source:
     else:
         ways = source.by_run_file(admin_home(order.home))
     name = order.session or source.session_name(kind, target if target == STDOUT else source.absolute(Path(target)))
-    return source.Source(agent, f"{credential.device}:{name}", ways, time.monotonic)
+    return source.Source(agent, f"{credential.device}:{name}", ways, time.monotonic, clock)
 
 
 def _identity(order: _Order) -> AgentHome:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from enroll.mqtt_client import Connection, Endpoint, Login, endpoints
 from fleet import messages
+from fleet.clock import FlooredClock
 from fleet.errors import Denied, FleetError, InvalidInput, NotFound, Unreachable
 from fleet.identity import DeviceId, Role, Server, is_server
 from fleet.layout import AdminHome, AgentHome, Credential, decode_credential, decode_run_file
@@ -185,10 +186,11 @@ class Source:
     client_id: str
     ways: Ways
     monotonic: Callable[[], float]
+    clock: FlooredClock | None = None
 
     def connect(self, filters: Iterable[str]) -> Connection:
         """A connection that is subscribed. Raises: Unreachable, Denied, FleetError (our own files)."""
-        login = Login(str(self.home.trust), self.home.identity, self.client_id, is_persistent=True)
+        login = Login(str(self.home.trust), self.home.identity, self.client_id, is_persistent=True, clock=self.clock)
         connection = Connection.open(login, self.ways(), self.monotonic)
         try:
             connection.subscribe(filters, self.monotonic)
