@@ -53,14 +53,14 @@ class Timekeeping:
     async def keep(self, context: ssl.SSLContext) -> None:
         """Notice that the clock was set, and write down what time it is; for ever, as a task."""
         while True:
-            await self._remember()
+            await self.remember()
             for _ in range(_LOOKS_BETWEEN):
                 await asyncio.sleep(LOOK_SECONDS)
                 if self.clock.is_floored is not self._was_floored:
                     self._tell()
                     self.settle(context)
 
-    async def _remember(self) -> None:
+    async def remember(self) -> None:
         """Only a time at which our own certificate is valid: a clock in 2040 must not become the floor for ever."""
         now, validity = self.clock.now(), self._own_validity()
         self._leaps = self._leaps + 1 if self.clock.ahead() > _LEAP else 0
