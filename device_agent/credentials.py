@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from cryptography import x509
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from device_agent.clock import Reading
 from fleet import pki
 from fleet.errors import FleetError, Unreachable
 from fleet.identity import DeviceId, Role
@@ -97,14 +98,15 @@ def verify_answer(
     return Verified(_chain(leaf, certificates, root), _credential(leaf, device, url))
 
 
-def problem_with_dates(credential: Credential, now: datetime) -> str:
+def problem_with_dates(credential: Credential, time: Reading) -> str:
     """Why it is no use, or worse; nothing if all is well.
 
     A certificate's beginning is a floor under the clock for ever: one from the future would lock this device out.
+    Where only a lower bound of the time is known, nothing is known to be from the future.
     """
-    if credential.not_after <= now:
+    if credential.not_after <= time.utc:
         return "the service answered with a certificate that has expired"
-    if credential.not_before > now + _CLOCKS_DIFFER_BY:
+    if not time.is_lower_bound and credential.not_before > time.utc + _CLOCKS_DIFFER_BY:
         return f"the service answered with a certificate that begins at {credential.not_before:%Y-%m-%d %H:%M} UTC"
     return ""
 

@@ -135,7 +135,7 @@ class Joining:
         if isinstance(answer, est_client.Waiting):
             return answer
         verified = credentials.verify_answer([*answer, *roots.all], key_pem, self.device, roots.pinned, url)
-        if problem := credentials.problem_with_dates(verified.credential, self.clock.reading().utc):
+        if problem := credentials.problem_with_dates(verified.credential, self.clock.reading()):
             raise credentials.UntrustedAnswer(problem, hint="compare `date` here and on the service's host")
         self.store.complete(pending, verified.pem, credentials.to_pem(roots.pinned), verified.credential)
         return verified.credential

@@ -172,7 +172,7 @@ class Renewing:
             verified = self._verify(known, key_pem, asking.credential)
         except FleetError as error:
             raise NotRenewed(Problem(Code.BAD_CERTIFICATE, error.message, error.hint)) from error
-        if problem := credentials.problem_with_dates(verified.credential, self.now):
+        if problem := credentials.problem_with_dates(verified.credential, self.clock.reading()):
             raise NotRenewed(Problem(Code.BAD_CERTIFICATE, problem, "compare `date` here and on the service's host"))
         return verified
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_agent.clock import TOLERANCE, Basis, Reading, Timeline, timeline
+from device_agent.credentials import problem_with_dates
 from fleet.clock import BUILT, Validity
 from fleet.identity import DeviceId, Role, Serial
 from fleet.layout import Credential
@@ -251,3 +252,20 @@ def test_an_expired_chain_tells_nothing_at_all() -> None:
     ended = Validity(NOON - 90 * DAY, NOON - SECOND * 2)
     assert device.known.inferred(ended, device.system, device.seconds) is None
     assert not device.be_told(NOON - DAY, ended)
+
+
+@pytest.mark.parametrize(
+    ("clock", "begin", "problem"),
+    [
+        (NOON, NOON - DAY, ""),
+        (NOON, NOON + 30 * DAY, "begins at"),
+        (NOON, NOON - 91 * DAY, "has expired"),
+        (EPOCH, NOON + 30 * DAY, ""),
+        (EPOCH, NOON - 101 * DAY, "has expired"),
+    ],
+)
+def test_a_certificate_from_the_future_is_not_taken(clock: datetime, begin: datetime, problem: str) -> None:
+    """A gateway in 2040 would date it so, and its beginning be a floor that locks the device out for ever."""
+    found = problem_with_dates(credential(begin), Device(clock).reading)
+    assert problem in found
+    assert bool(problem) is bool(found)
