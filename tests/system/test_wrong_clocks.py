@@ -6,7 +6,7 @@ import json
 import secrets
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -112,9 +112,9 @@ def test_a_clock_may_jump_while_an_agent_runs(fleet: LiveFleet, tmp_path: Path) 
 
 
 @contextmanager
-def gateway(folder: Path, clock: str) -> Iterator[LiveFleet]:
+def gateway(folder: Path, environment: Mapping[str, str]) -> Iterator[LiveFleet]:
     """A fleet whose service and broker have that clock; it knew the time when it ran last."""
-    home, environment = new_home(folder / "fleet"), at(clock)
+    home = new_home(folder / "fleet")
     home.clock.write_bytes(encode_seen(datetime.now(UTC)))
     with ExitStack() as stack:
         served = ("--home", home.path, "--listen", "127.0.0.1:0")
@@ -127,7 +127,7 @@ def gateway(folder: Path, clock: str) -> Iterator[LiveFleet]:
 
 @pytest.fixture(scope="module", name="gateway_in_1970")
 def _gateway_in_1970(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
-    with gateway(tmp_path_factory.mktemp("gateway"), EPOCH) as fleet:
+    with gateway(tmp_path_factory.mktemp("gateway"), at(EPOCH)) as fleet:
         yield fleet
 
 
@@ -280,48 +280,35 @@ def test_an_expired_certificate_is_no_credential_for_a_service_in_1970(
     assert "expired" in fleet.service.wait_for_line("handshake.failed (.*)", stream="stderr", after=mark)[1]
 
 
+def until_noticed(fleet: LiveFleet, word: str) -> None:
+    """Service and broker have noticed what became of their clock, and the broker judges dates accordingly."""
+    assert fleet.broker is not None
+    for program in (fleet.service, fleet.broker):
+        program.wait_for_line(word, stream="stderr")
+    fleet.broker.wait_for_line("trust.replaced", stream="stderr")
+
+
 def test_a_gateway_whose_clock_arrives_goes_by_it(tmp_path: Path) -> None:
     """NTP comes a minute after the start: the gateway would count on by itself for ever."""
-    home, clock = new_home(tmp_path / "fleet"), MovedClock(tmp_path / "clock")
+    clock = MovedClock(tmp_path / "clock")
     clock.set(EPOCH)
-    served = ("--home", home.path, "--listen", "127.0.0.1:0")
-    with (
-        Program("enroll", "serve", *served, env=clock.environment) as service,
-        Program("broker", "serve", *served, env=clock.environment) as broker,
-    ):
-        broker_url = broker.wait_for_line(r"^broker: ready (\S+)$")[1]
-        url = service.wait_for_line(r"^enroll: ready (\S+)$")[1]
+    with gateway(tmp_path, clock.environment) as fleet:
+        assert fleet.broker is not None
         clock.set(RIGHT)
-        for program in (service, broker):
-            program.wait_for_line("clock.believed", stream="stderr")
-        broker.wait_for_line("trust.replaced", stream="stderr")
-        with ExitStack() as stack:
-            fleet = LiveFleet(home, tmp_path / "agents", stack, service, url, broker, broker_url)
-            agent_home = fleet.joined("late")
-            with running(agent_home, RIGHT) as agent:
-                agent.wait_for_line("^device-agent: ready late$")
-            stolen = expired_client(home, tmp_path / "stolen", ended=HOUR)
-            mark = broker.line_count("stderr")
-            assert not is_let_in(fleet, fleet.broker_address, stolen)
-            assert "expired" in broker.wait_for_line("connection.refused (.*)", stream="stderr", after=mark)[1]
+        until_noticed(fleet, "clock.believed")
+        with running(fleet.joined("late"), RIGHT) as agent:
+            agent.wait_for_line("^device-agent: ready late$")
+        stolen, mark = expired_client(fleet.home, tmp_path / "stolen", ended=HOUR), fleet.broker.line_count("stderr")
+        assert not is_let_in(fleet, fleet.broker_address, stolen)
+        assert "expired" in fleet.broker.wait_for_line("connection.refused (.*)", stream="stderr", after=mark)[1]
 
 
 def test_a_gateway_whose_clock_is_lost_while_it_runs_lets_devices_in(tmp_path: Path) -> None:
     """A clock that falls back to 1970 would lock the fleet out until somebody sees why."""
-    home, clock = new_home(tmp_path / "fleet"), MovedClock(tmp_path / "clock")
+    clock = MovedClock(tmp_path / "clock")
     clock.set(RIGHT)
-    served = ("--home", home.path, "--listen", "127.0.0.1:0")
-    with (
-        Program("enroll", "serve", *served, env=clock.environment) as service,
-        Program("broker", "serve", *served, env=clock.environment) as broker,
-    ):
-        broker_url = broker.wait_for_line(r"^broker: ready (\S+)$")[1]
-        url = service.wait_for_line(r"^enroll: ready (\S+)$")[1]
+    with gateway(tmp_path, clock.environment) as fleet:
         clock.set(EPOCH)
-        for program in (service, broker):
-            program.wait_for_line("clock.wrong", stream="stderr")
-        broker.wait_for_line("trust.replaced", stream="stderr")
-        with ExitStack() as stack:
-            fleet = LiveFleet(home, tmp_path / "agents", stack, service, url, broker, broker_url)
-            with running(fleet.joined("steadfast"), RIGHT) as agent:
-                agent.wait_for_line("^device-agent: ready steadfast$")
+        until_noticed(fleet, "clock.wrong")
+        with running(fleet.joined("steadfast"), RIGHT) as agent:
+            agent.wait_for_line("^device-agent: ready steadfast$")
