@@ -9,6 +9,7 @@
 `recovery`        check_proof, Recovery: recover (a device whose certificate has expired); needs the CA, too
 `recoverable`     recoverable, history: whose certificate that is, and what an admin wants to know
 `succession`      confirm, end_due: a renewed certificate's predecessor ends after a grace
+`lineage`         plan, resolve: an identity that two use, and the checks that notice; `starts` what agents say of it
 `waiting`         what waits for an admin; `hardware` what a manufacturer proves; both within `enrolment`
 `revocation`      revoke_certificate, revoke_some_issued, count_issued, find_certificate
 `admission`       admit: who a client certificate is, now

@@ -20,13 +20,14 @@ SENT = Envelope(PUMP, datetime(2026, 11, 21, 8, 0, tzinfo=UTC), "boot", 7)
 def test_each_channel_gives_its_report() -> None:
     """A status would be taken for a hello, or a result for another command's."""
     status, result = StatusMessage(SENT, Presence.ONLINE), ResultMessage(SENT, ResultState.DONE, [1])
+    hello = HelloMessage(SENT, "1.0", "12ab", "1000")
     read = {
         "status": read_report("devices/pump-07/up/status", status.encode(), is_retained=True),
-        "hello": read_report("devices/pump-07/up/hello", HelloMessage(SENT, "1.0").encode(), is_retained=False),
+        "hello": read_report("devices/pump-07/up/hello", hello.encode(), is_retained=False),
         "result": read_report("devices/pump-07/up/results/c1", result.encode(), is_retained=False),
     }
     assert StatusSeen(PUMP, status, True) == read["status"]
-    assert HelloSeen(PUMP, "1.0") == read["hello"]
+    assert HelloSeen(PUMP, "1.0", "boot", 7, "12ab", "1000") == read["hello"]
     assert ResultSeen(PUMP, "c1", result) == read["result"]
 
 

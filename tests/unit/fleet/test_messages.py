@@ -98,7 +98,7 @@ def test_status_survives(envelope: Envelope, presence: Presence, reason: str) ->
     """A status or hello is not read as it was written."""
     status = StatusMessage(envelope, presence, reason, "0.1.0")
     assert decode_status(status.encode(), envelope.device) == status
-    hello = HelloMessage(envelope, "0.1.0")
+    hello = HelloMessage(envelope, "0.1.0", "12ab", reason[:64])
     assert decode_hello(hello.encode(), envelope.device) == hello
 
 
