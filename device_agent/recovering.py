@@ -25,6 +25,7 @@ from fleet.identity import DeviceId
 from fleet.join import fingerprint
 
 _MAX_REASON_CHARS: Final = 300
+_OF_THIS_KEY: Final = (Code.RECOVERY_REFUSED, Cause.LOCAL)
 _ASK_ADMIN: Final = "ask an admin what became of it: enroll device show {device}"
 
 
@@ -69,7 +70,7 @@ class Recovering:
             except _NeverConfirmed:
                 continue
             except NotRenewed as error:
-                if not (signer.is_newer and error.problem.code == Code.RECOVERY_REFUSED):
+                if not (signer.is_newer and error.problem.code in _OF_THIS_KEY):
                     raise
         reason = "the service has heard of none of its certificates"
         raise NotRenewed(self._refused(reason), spends_key=True)
