@@ -82,11 +82,14 @@ class Traced(Program):
         options = ["-f", "-qq", "-y", "-o", log, f"--trace={trace}", *faults, *filters]
         super().__init__("strace", *options, *command_line(program, *args))
 
-    def terminate(self) -> None:
-        """Send SIGTERM to the program: strace would let go of it, and its last calls would not be cut."""
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the program: strace keeps it to itself, or would let go of what is to be cut."""
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
             for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
-                os.kill(int(pid), signal.SIGTERM)
+                os.kill(int(pid), number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
 
     def was_cut(self) -> bool:
         """Its end is waited for: whether its power went."""
