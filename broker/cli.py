@@ -23,7 +23,7 @@ import uvloop
 from broker import descriptors, directory, figures
 from broker.directory import Directory, Journal
 from broker.engine import Engine, Listener, Rules
-from broker.engines.amqtt.engine import AmqttEngine
+from broker.engines.amqtt.engine import AmqttEngine, Durable
 from broker.event_log import EventLog
 from broker.feed import Feed
 from broker.figures import LoopDelay, Readings
@@ -133,6 +133,12 @@ def _read_config(home: AdminHome) -> FleetConfig:
         ) from error
 
 
+def _durable(home: AdminHome, settings: FleetConfig) -> Durable | None:
+    if not settings.broker_durable:
+        return None
+    return Durable(home.broker_sessions, settings.session_expiry.total_seconds())
+
+
 async def _serve(
     home: AdminHome, settings: FleetConfig, address: Address, metrics: Address | None, public_url: str
 ) -> None:
@@ -198,7 +204,7 @@ class _Broker:
         self.feed = Feed(
             home.run_file(Server.ENROLL), self._to_service(), self.membership, lambda: known.position, SystemRandom()
         )
-        self.engine: Engine = AmqttEngine(self._clock.now)
+        self.engine: Engine = AmqttEngine(self._clock.now, _durable(home, settings))
         self.address = Address("", 0)
         self._started_at = self._clock.now()
         self._version = version("mqtt-fleet")

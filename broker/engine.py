@@ -66,6 +66,7 @@ class Reason(StrEnum):
     EXPIRED = "certificate-expired"
     NOT_READING = "not-reading"
     STOPPED = "broker-stopped"
+    NOT_STORED = "not-stored"
     REVOKED = "revoked"
     SUSPENDED = "suspended"
     REMOVED = "removed"
@@ -117,7 +118,55 @@ class Slowed:
     client: Client
 
 
-Event = Connected | Refused | Disconnected | Denied | Slowed
+@dataclass(frozen=True, slots=True)
+class StoreFailed:
+    """What has to be on disk cannot be put there: nobody is promised anything until it can."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRecovered:
+    """The disk takes what it is given again."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreDamaged:
+    """The file of sessions was damaged and is kept aside; a new one was begun with what is in memory."""
+
+    kept_at: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What was found on disk: taken over, and what the directory and the rules no longer allow."""
+
+    sessions: int
+    messages: int
+    retained: int
+    refused_sessions: int
+    refused_subscriptions: int
+    refused_retained: int
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesLost:
+    """Messages of one session, or retained ones, that were kept and were not what was written: they are dropped."""
+
+    client_id: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionsExpired:
+    """Sessions whose clients were away for too long."""
+
+    count: int
+
+
+StoreEvent = StoreFailed | StoreRecovered | StoreDamaged | Restored | MessagesLost | SessionsExpired
+Event = Connected | Refused | Disconnected | Denied | Slowed | StoreEvent
 
 
 @dataclass(slots=True)
@@ -143,6 +192,10 @@ class Stats:
     messages_received: int = 0
     messages_sent: int = 0
     messages_dropped: int = 0
+    sessions_expired: int = 0
+    store_commits: int = 0
+    store_failures: int = 0
+    store_failing: int = 0  # 1 while what has to be on disk cannot be put there
     denied: int = 0
     slowed: int = 0
     refused: Counter[Reason] = field(default_factory=Counter)

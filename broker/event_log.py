@@ -7,9 +7,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Final, assert_never
 
-from broker.engine import Client, Connected, Denied, Disconnected, Event, Refused, Slowed
+from broker.engine import (
+    Client,
+    Connected,
+    Denied,
+    Disconnected,
+    Event,
+    MessagesLost,
+    Refused,
+    Restored,
+    SessionsExpired,
+    Slowed,
+    StoreDamaged,
+    StoreEvent,
+    StoreFailed,
+    StoreRecovered,
+)
 from fleet.logs import event
 
 _log = logging.getLogger("broker")
@@ -46,7 +62,7 @@ class EventLog:
                 if count := self._count(client.client_id, "slowed"):
                     _log.warning(event("client.slowed", **_who(client), count=count))
             case _:
-                assert_never(happened)
+                _tell_of_store(happened)
 
     def _count(self, who: str, what: str) -> int:
         """How often this happened within the minute; 0 where it is not to be told."""
@@ -56,6 +72,24 @@ class EventLog:
             self._since = now
         count = self._counts[who, what] = self._counts.get((who, what), 0) + 1
         return count if count <= _TOLD_EACH or count & (count - 1) == 0 else 0
+
+
+def _tell_of_store(happened: StoreEvent) -> None:
+    match happened:
+        case StoreFailed(reason):
+            _log.error(event("store.failed", reason=reason))
+        case StoreRecovered():
+            _log.warning(event("store.recovered"))
+        case StoreDamaged(kept_at, reason):
+            _log.error(event("store.damaged", reason=reason, kept_at=kept_at))
+        case MessagesLost(client_id, count):
+            _log.error(event("store.messages_lost", client=client_id, count=count))
+        case SessionsExpired(count):
+            _log.info(event("sessions.expired", count=count))
+        case Restored():
+            _log.info(event("store.restored", **asdict(happened)))
+        case _:
+            assert_never(happened)
 
 
 def _who(client: Client) -> dict[str, object]:

@@ -138,6 +138,20 @@ FIGURES: Final = (
     _since_start(
         "messages_dropped", "publish/messages/dropped", "Messages that a full queue lost.", lambda s: s.messages_dropped
     ),
+    _since_start(
+        "sessions_expired",
+        "clients/expired",
+        "Sessions whose clients were away too long.",
+        lambda s: s.sessions_expired,
+    ),
+    _now(
+        "store_failing",
+        "store/failing",
+        "1 while the disk does not take what has to be kept: nobody is promised anything.",
+        lambda s: s.store_failing,
+    ),
+    _since_start("store_commits", "store/commits", "Commits of sessions and messages.", lambda s: s.store_commits),
+    _since_start("store_failures", "store/failures", "Commits that the disk did not take.", lambda s: s.store_failures),
     _since_start("denied", "denied", "What clients tried and the rules do not allow.", lambda s: s.denied),
     _since_start("slowed", "slowed", "Times that a client sent too fast and was read more slowly.", lambda s: s.slowed),
     Figure(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from ipaddress import ip_address
 from typing import Any, Final
@@ -20,10 +20,12 @@ DEFAULT_ENROLL_LISTEN: Final = "0.0.0.0:8443"
 DEFAULT_BROKER_LISTEN: Final = "0.0.0.0:8883"
 DEFAULT_CRL_LISTEN: Final = "0.0.0.0:8080"
 DEFAULT_RECOVERY_GRACE: Final = timedelta(days=180)
+DEFAULT_SESSION_EXPIRY: Final = timedelta(days=14)
 OFF: Final = "off"
 
 _LIFE: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
 _ENROLL_KEYS: Final = {"listen", "pairing", "life", "crl_listen", "recovery_grace"}
+_BROKER_KEYS: Final = {"listen", "limits", "metrics", "durable", "session_expiry"}
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -59,6 +61,7 @@ class FleetConfig:
 
     `enroll_life`: by profile, how long a client's certificate lives; the profile's own life where it says nothing.
     `recovery_grace`: for how long after its end a device's certificate recovers without an admin.
+    `session_expiry`: how long the broker keeps the session of a client that does not come.
     """
 
     trust_domain: TrustDomain
@@ -73,6 +76,8 @@ class FleetConfig:
     enroll_life: Mapping[str, timedelta] = field(default_factory=dict)
     crl_listen: CrlListen = DEFAULT_CRL
     recovery_grace: timedelta = DEFAULT_RECOVERY_GRACE
+    broker_durable: bool = True
+    session_expiry: timedelta = DEFAULT_SESSION_EXPIRY
 
 
 def load(text: str) -> FleetConfig:
@@ -105,16 +110,17 @@ class _Reader:
             self.problems.append("hosts names no host")
         crl_url = self._text("crl_url", self.table.get("crl_url"))
         enroll_listen = self._listen("enroll", _ENROLL_KEYS, DEFAULT_ENROLL_LISTEN)
-        broker_listen = self._listen("broker", {"listen", "limits", "metrics"}, DEFAULT_BROKER_LISTEN)
+        broker_listen = self._listen("broker", _BROKER_KEYS, DEFAULT_BROKER_LISTEN)
         rules = tuple(self._rules())
         if domain is None or enroll_listen is None or broker_listen is None:
             return None
         limits = self._limits()
         policy = Policy(DEFAULT_RULES + rules)
         pairing, metrics, life = self._switch("enroll", "pairing"), self._metrics(), dict(self._lives())
-        servers, crls = (enroll_listen, broker_listen), self._crl_listen()
-        grace = self._recovery_grace()
-        return FleetConfig(domain, hosts, crl_url, *servers, limits, policy, pairing, metrics, life, crls, grace)
+        first = (domain, hosts, crl_url, enroll_listen, broker_listen, limits, policy)
+        found = FleetConfig(*first, pairing, metrics, life, self._crl_listen(), self._recovery_grace())
+        is_durable = self._switch("broker", "durable", default=True)
+        return replace(found, broker_durable=is_durable, session_expiry=self._session_expiry())
 
     def _trust_domain(self) -> TrustDomain | None:
         try:
@@ -155,10 +161,16 @@ class _Reader:
             self.problems.append(f"broker.metrics: {found} can be reached from outside; say so with --metrics {found}")
         return found
 
-    def _switch(self, section: str, name: str) -> bool:
-        """True if that key says so; off is the default of everything that is switched on."""
+    def _session_expiry(self) -> timedelta:
+        table = self.table.get("broker", {})
+        text = table.get("session_expiry") if isinstance(table, dict) else None
+        found = self._duration("broker.session_expiry", text) if text is not None else None
+        return found or DEFAULT_SESSION_EXPIRY
+
+    def _switch(self, section: str, name: str, *, default: bool = False) -> bool:
+        """What that key says; off is the default of everything that is switched on."""
         table = self.table.get(section, {})
-        value = table.get(name, False) if isinstance(table, dict) else False
+        value = table.get(name, default) if isinstance(table, dict) else default
         if not isinstance(value, bool):
             self.problems.append(f"{section}.{name} is not true or false")
         return value is True

@@ -110,6 +110,11 @@ class AdminHome:
         return self.path / "clock.json"
 
     @property
+    def broker_sessions(self) -> Path:
+        """Sessions, what waits for them, and retained messages."""
+        return self.broker / "sessions.db"
+
+    @property
     def operator(self) -> AgentHome:
         """The first operator, `admin`."""
         return AgentHome(self.path / "operator")

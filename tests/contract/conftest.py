@@ -11,7 +11,7 @@ from fleet.identity import Role
 from fleet.limits import Limits
 from tests.certificates import Identity, TestFleet
 from tests.contract.attacks import Target, limits_of
-from tests.contract.engines import ENGINES, RunningEngine
+from tests.contract.engines import DURABLE_ENGINES, ENGINES, RunningEngine
 from tests.contract.shipped import ShippedBroker
 
 
@@ -27,7 +27,19 @@ def other_fleet(tmp_path_factory: pytest.TempPathFactory) -> TestFleet:
     return TestFleet(tmp_path_factory.mktemp("other-fleet"))
 
 
-@pytest.fixture(scope="session", params=ENGINES)
+# What an engine keeps on disk is tested where that can make a difference.
+_DURABLE = ("delivery", "interface", "revocation", "standard", "standard_messages", "topics")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test of engines with each of them, but for those that a disk has nothing to do with."""
+    if "make_engine" in metafunc.fixturenames:
+        is_durable = metafunc.module.__name__.rpartition("test_engine_")[2] in _DURABLE
+        names = [name for name in ENGINES if is_durable or name not in DURABLE_ENGINES]
+        metafunc.parametrize("make_engine", names, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def make_engine(request: pytest.FixtureRequest) -> Callable[[Clock], Engine]:
     """Each engine in turn."""
     return ENGINES[request.param]
@@ -55,7 +67,7 @@ def limited(make_engine: Callable[[Clock], Engine], fleet: TestFleet) -> Iterato
         running.__exit__(None, None, None)
 
 
-@pytest.fixture(params=[*ENGINES, "as-shipped"])
+@pytest.fixture(params=[*(name for name in ENGINES if name not in DURABLE_ENGINES), "as-shipped"])
 def target(request: pytest.FixtureRequest, fleet: TestFleet) -> Iterator[Target]:
     """What an attack is run against: each engine of ours, and amqtt as it ships."""
     limits = limits_of(request.function)

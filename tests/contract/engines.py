@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import uvloop
 
 from broker.directory import Directory
 from broker.engine import Client, Clock, Engine, Event, Listener, Rules
-from broker.engines.amqtt.engine import AmqttEngine
+from broker.engines.amqtt.engine import AmqttEngine, Durable
 from broker.trust import Trust, load_trust
 from fleet.config import Address
 from fleet.directory import Entry
@@ -30,8 +33,19 @@ from tests.mqtt import Peer
 T = TypeVar("T")
 E = TypeVar("E", bound=Event)
 
-ENGINES: dict[str, Callable[[Clock], Engine]] = {"amqtt": AmqttEngine}
+
+def _durable(now: Clock) -> Engine:
+    """One whose sessions are in a file that goes with the test."""
+    return AmqttEngine(now, Durable(Path(_FILES.name) / f"sessions-{next(_NUMBERS)}.db"))
+
+
+_FILES: Final = TemporaryDirectory(prefix="mqtt-fleet-sessions-")
+_NUMBERS: Final = itertools.count()
+
+ENGINES: dict[str, Callable[[Clock], Engine]] = {"amqtt": AmqttEngine, "amqtt-durable": _durable}
 """Every engine that the suite is run against."""
+DURABLE_ENGINES: Final = frozenset({"amqtt-durable"})
+"""Those that differ from another in what they keep on disk alone."""
 
 
 def now() -> datetime:
@@ -130,6 +144,10 @@ class RunningEngine:
             self.engine.apply(change)
 
     # The directory
+
+    def skip_to(self, seq: int) -> None:
+        """Entries from now on are newer than this."""
+        self._seq = seq
 
     def entry(self, identity: Identity, state: State = State.ACTIVE, epoch: int = 1) -> Entry:
         """A new entry for the identity's principal, newer than any before."""

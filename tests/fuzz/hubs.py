@@ -52,6 +52,9 @@ class Wire:
         assert is_whole(frame), frame
         self.sent.append(frame)
 
+    def send_after(self, commit: int, frame: bytes, *, is_door: bool = False) -> None:
+        self.send(frame)
+
     def end(self, reason: Reason, detail: str = "") -> None:
         self.ended = reason
 

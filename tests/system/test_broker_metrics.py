@@ -401,5 +401,5 @@ def test_the_documented_rules_name_metrics_that_are_served(scene: Scene) -> None
     """An alert would be silent for ever."""
     text = OPERATIONS.read_text(encoding="utf-8")
     used = set(re.findall(rf"expr: .*?({PREFIX}\w+)", text))
-    assert 2 == len(used)
+    assert 3 == len(used)
     assert used <= {PREFIX + name for name in scene.scraper.scrape()}

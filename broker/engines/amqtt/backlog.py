@@ -9,6 +9,7 @@ the messages of one sender and QoS (4.6). Nothing here takes longer when there i
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from broker.engine import Stats
@@ -19,8 +20,8 @@ _COST_OF_A_MESSAGE: Final = 1024  # bytes and messages in one figure: whoever ha
 
 Sender = DeviceId | None
 """Who published a message; None: the broker itself."""
-Waiting = tuple[Publish, int]
-"""A message that waits for a connection, or for room in it, and the QoS to send it at."""
+Waiting = tuple[Publish, int, int]
+"""A message that waits for a connection, or for room in it, the QoS to send it at, and its row in the store; or 0."""
 
 
 class _Line:
@@ -78,9 +79,14 @@ class _Lines:
         line = self._lines.get(sender)
         return line.cost if line is not None else 0
 
-    def drop_last_of(self, sender: Sender) -> None:
+    def drop_last_of(self, sender: Sender) -> Waiting:
         line = self._lines[sender]
-        self._left(sender, line, line.messages.pop())
+        message = line.messages.pop()
+        self._left(sender, line, message)
+        return message
+
+    def __iter__(self) -> Iterator[tuple[Sender, Waiting]]:
+        return ((sender, message) for sender, line in self._lines.items() for message in line.messages)
 
     def clear(self) -> None:
         self._lines.clear()
@@ -109,9 +115,12 @@ class _Lines:
 
 
 class Backlog:
-    """`stats` counts what was dropped. `has_qos_0` and `has_others`: whether messages of QoS 0, or of 1 and 2, wait."""
+    """`stats` counts what was dropped, and `on_drop` is told its row.
 
-    __slots__ = ("_max_bytes", "_max_messages", "_others", "_qos_0", "_stats", "has_others", "has_qos_0")
+    `has_qos_0` and `has_others`: whether messages of QoS 0, or of 1 and 2, wait.
+    """
+
+    __slots__ = ("_max_bytes", "_max_messages", "_others", "_qos_0", "_stats", "has_others", "has_qos_0", "on_drop")
 
     def __init__(self, max_messages: int, max_bytes: int, stats: Stats) -> None:
         self._max_messages = max_messages
@@ -120,6 +129,7 @@ class Backlog:
         self._qos_0 = _Lines()
         self._others = _Lines()
         self.has_qos_0 = self.has_others = False  # plain fields: asked for every message to every subscriber
+        self.on_drop: Callable[[int], None] | None = None
 
     def __len__(self) -> int:
         return self._qos_0.count + self._others.count
@@ -128,15 +138,15 @@ class Backlog:
     def size_bytes(self) -> int:
         return self._qos_0.size_bytes + self._others.size_bytes
 
-    def put(self, publish: Publish, qos: int, sender: Sender) -> None:
+    def put(self, publish: Publish, qos: int, sender: Sender, row: int = 0) -> None:
         """Keep a message, or drop it or others where there is no room."""
         lines = self._others if qos else self._qos_0
         size = len(publish.frame)
         while not self._has_room(qos, size):
             if not self._make_room(lines, sender, size):
-                self._stats.messages_dropped += 1
+                self._dropped(row)
                 return
-        lines.put(sender, (publish, qos))
+        lines.put(sender, (publish, qos, row))
         if qos:
             self.has_others = True
         else:
@@ -175,7 +185,20 @@ class Backlog:
         greediest, cost = others.greediest()
         if others is lines and cost <= lines.cost_of(sender) + size + _COST_OF_A_MESSAGE:
             return False  # nobody has more than this one would
-        others.drop_last_of(greediest)
+        dropped = others.drop_last_of(greediest)
         self._changed()
-        self._stats.messages_dropped += 1
+        self._dropped(dropped[2])
         return True
+
+    def _dropped(self, row: int) -> None:
+        self._stats.messages_dropped += 1
+        if row and self.on_drop is not None:
+            self.on_drop(row)
+
+    def others(self) -> Iterator[tuple[Sender, Waiting]]:
+        """The messages of QoS 1 and 2, those of one sender in their order."""
+        return iter(self._others)
+
+    def would_fill(self, count: int, size_bytes: int) -> bool:
+        """Whether there would be no room if so much waited beside what does."""
+        return len(self) + count >= self._max_messages or self.size_bytes + size_bytes >= self._max_bytes

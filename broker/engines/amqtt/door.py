@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from broker.engine import Reason
 from broker.engines.amqtt.hub import Hub
 from broker.engines.amqtt.parser import TopicNames
 from broker.engines.amqtt.rates import Inquiries
+from broker.engines.amqtt.session import FleetSession
 from broker.trust import Trust
 
 _SAMPLED_READS: Final = 16
@@ -28,6 +30,16 @@ class Guest(Protocol):
         """Close, after what was sent."""
 
 
+class Holder(Protocol):
+    """A connection that holds answers back until a commit has ended."""
+
+    def committed(self, commit: int) -> None:
+        """Write what waited for this commit, or for one before it."""
+
+    def answer_pings(self) -> None:
+        """Without what was to be answered before them."""
+
+
 class Door:
     """Counts connections in and out, and has each written to once for all that one turn of the loop brought."""
 
@@ -39,6 +51,8 @@ class Door:
         self.inquiries = Inquiries(limits.connects_per_minute)
         self.topic_names = TopicNames(limits.max_topic_bytes, limits.max_topic_levels)
         self.open: set[Guest] = set()
+        self.holding: dict[Holder, None] = {}  # in the order in which they began to wait for a commit
+        self.load: Callable[[FleetSession], Awaitable[None]] | None = None
         self._pending: dict[Guest, None] = {}  # not let in yet, in the order in which they came
         self._to_flush: list[Guest] = []
         self._is_scheduled = False  # whether the loop will call `_end_turn`
@@ -67,6 +81,16 @@ class Door:
     def settled(self, connection: Guest) -> None:
         """A connection was let in, or ends."""
         self._pending.pop(connection, None)
+
+    def committed(self, commit: int) -> None:
+        """All that was promised up to this commit is on disk."""
+        for connection in tuple(self.holding):
+            connection.committed(commit)
+
+    def stalled(self) -> None:
+        """No commit ends for a while: pings are answered all the same."""
+        for connection in tuple(self.holding):
+            connection.answer_pings()
 
     # When what is written goes out: at the end of the read that led to it while reads are few, which saves a call and
     # another turn of the loop for each; together at the end of the turn when they are many, which saves records.

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from broker.directory import Change
@@ -13,23 +15,39 @@ from broker.engine import Capabilities, Client, Clock, Event, Listener, Reason, 
 from broker.engines.amqtt import admission, packets
 from broker.engines.amqtt.counters import CounterTopics
 from broker.engines.amqtt.door import Door
+from broker.engines.amqtt.durability import Durability
 from broker.engines.amqtt.embedding import FleetBroker
 from broker.engines.amqtt.hub import Hub
+from broker.engines.amqtt.store import Store
 from broker.trust import ClientTrust, Trust
 from fleet.config import Address
 from fleet.errors import FleetError, Unreachable
 from fleet.identity import Principal, Serial
+from fleet.limits import Limits
 
 _READY_SECONDS: Final = 10.0
+_EXPIRY_CHECK_SECONDS: Final = 60.0
+DEFAULT_EXPIRY_SECONDS: Final = 14 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """That sessions and retained messages outlive the broker: in this file, and for how long without their client."""
+
+    path: Path
+    expiry_seconds: float = DEFAULT_EXPIRY_SECONDS
+    open_store: Callable[[Path], Store] = Store
 
 
 class AmqttEngine:
     """Embedded in this process, on its event loop."""
 
-    capabilities: Final = Capabilities(cuts_by_serial=True, sessions_outlive_restart=False)
-
-    def __init__(self, now: Clock) -> None:
+    def __init__(self, now: Clock, durable: Durable | None = None) -> None:
+        self.capabilities = Capabilities(cuts_by_serial=True, sessions_outlive_restart=durable is not None)
         self._now = now
+        self._durable = durable
+        self._durability: Durability | None = None
+        self._expiring: asyncio.TimerHandle | None = None
         self._hub: Hub | None = None
         self._door: Door | None = None
         self._broker: FleetBroker | None = None
@@ -41,11 +59,39 @@ class AmqttEngine:
         bound = _bind(listener.address)
         host, port, *_ = bound.getsockname()
         self._address = Address(host, port)
-        self._hub = Hub(rules, listener.limits, self._now, observe)
-        self._door = Door(self._hub, trust, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        if self._durable is None:
+            self._hub = Hub(rules, listener.limits, self._now, observe)
+            self._door = Door(self._hub, trust, loop)
+        else:
+            try:
+                await self._restore(self._durable, listener.limits, trust, rules, observe)
+            except BaseException:
+                bound.close()
+                raise
+        assert self._hub is not None
+        assert self._door is not None
+        self._expire(0.0)
         self._broker = FleetBroker(self._hub, self._door, bound)
         await self._broker.start()
         return self._address
+
+    async def _restore(
+        self, durable: Durable, limits: Limits, trust: Trust, rules: Rules, observe: Callable[[Event], None]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        durability = Durability(durable.open_store(durable.path), loop, observe)
+        kept = await durability.open()
+        self._durability = durability
+        self._hub = Hub(rules, limits, self._now, observe, durability.journal)
+        self._door = Door(self._hub, trust, loop)
+        self._door.load = durability.load
+        durability.attach(self._hub, kept, self._door.committed, self._door.stalled)
+
+    def _expire(self, passed_seconds: float = _EXPIRY_CHECK_SECONDS) -> None:
+        if self._hub is not None and self._durable is not None:
+            self._hub.pass_time(passed_seconds, self._durable.expiry_seconds)
+            self._expiring = asyncio.get_running_loop().call_later(_EXPIRY_CHECK_SECONDS, self._expire)
 
     async def wait_ready(self, good: ClientTrust, revoked: ClientTrust | None) -> None:
         """See `Engine.wait_ready`."""
@@ -97,7 +143,11 @@ class AmqttEngine:
         self._hub.leave_all(Reason.STOPPED)
         for connection in tuple(self._door.open):
             connection.end(Reason.STOPPED)
+        if self._expiring is not None:
+            self._expiring.cancel()
         await broker.shutdown()
+        if self._durability is not None:
+            await self._durability.close()
 
     async def replace_trust(self, trust: Trust) -> None:
         """See `Engine.replace_trust`: TLS is ours, so the next connection simply takes the new context."""

@@ -10,10 +10,24 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from broker.directory import Change
-from broker.engine import Client, Clock, Connected, Denied, Disconnected, Event, Reason, Refused, Rules, Slowed, Stats
+from broker.engine import (
+    Client,
+    Clock,
+    Connected,
+    Denied,
+    Disconnected,
+    Event,
+    Reason,
+    Refused,
+    Rules,
+    SessionsExpired,
+    Slowed,
+    Stats,
+)
 from broker.engines.amqtt import admission, packets
 from broker.engines.amqtt.admission import Admitted, Rejected
 from broker.engines.amqtt.identity import PeerIdentity
+from broker.engines.amqtt.journal import Journal, StoredRetained, StoredSession, StoredWill
 from broker.engines.amqtt.packets import (
     Connect,
     Disconnect,
@@ -32,6 +46,7 @@ from broker.engines.amqtt.rates import Usage
 from broker.engines.amqtt.routing import Retained, Subscriptions
 from broker.engines.amqtt.session import FleetSession, Link
 from fleet import topics
+from fleet.errors import InvalidInput
 from fleet.identity import DeviceId, Principal, Role, Serial, State
 from fleet.limits import Limits
 from fleet.messages import Envelope, Presence, StatusMessage
@@ -51,7 +66,14 @@ _BY_STATE: Final = {
 class Hub:
     """All sessions of one broker."""
 
-    def __init__(self, rules: Rules, limits: Limits, now: Clock, observe: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        limits: Limits,
+        now: Clock,
+        observe: Callable[[Event], None],
+        journal: Journal | None = None,
+    ) -> None:
         self.rules = rules
         self.limits = limits
         self.now = now
@@ -63,6 +85,10 @@ class Hub:
         self._usages: dict[DeviceId, Usage] = {}
         self.counted = Stats()
         self.refresh_counters: Callable[[], None] = _nothing_to_refresh
+        # With a journal, what was promised outlives the broker: answers wait for the commit that they speak of.
+        self.journal = journal
+        if journal is not None:
+            self.retained.on_change = self._keep_retained
 
     def stats(self) -> Stats:
         """The counters now."""
@@ -76,6 +102,11 @@ class Hub:
         depths = [len(queue) for queue in queues]
         found.queued, found.deepest_queue = sum(depths), max(depths, default=0)
         found.queued_bytes = sum(queue.size_bytes for queue in queues)
+        for session in self.sessions.values():
+            if (unloaded := session.unloaded) is not None:
+                found.queued += unloaded.count
+                found.queued_bytes += unloaded.size_bytes
+                found.deepest_queue = max(found.deepest_queue, unloaded.count + len(session.waiting))
         return found
 
     def live(self) -> Iterable[tuple[FleetSession, Client]]:
@@ -121,23 +152,49 @@ class Hub:
     def register(
         self, connect: Connect, decision: Admitted, serial: Serial, peer_address: str, link: Link
     ) -> FleetSession:
-        """Make the session of a CONNECT that was just decided, in the place of the one that had its client id."""
+        """Make the session of a CONNECT that was just decided, in the place of the one that had its client id.
+
+        Its predecessor's messages are loaded. Where something of this has to be on disk first, or of what its
+        predecessor was promised, CONNACK and all else waits for it.
+        """
+        if self.journal is not None:
+            self.journal.is_touched = False
         old = self.sessions.get(decision.client_id)
         if old is not None:
             self.leave(old, Reason.TAKEN_OVER)  # its will goes out before the new client can say anything
         session = FleetSession(connect, decision.client_id, decision.entry, self.limits, self.retained, self.counted)
         session.grants = decision.grants
         is_present = self._succeed(session, self.sessions.get(decision.client_id))
-        self._add(session)
+        self.add(session)
         session.client = Client(decision.client_id, decision.entry.principal, serial, peer_address)
         session.link = link
         session.transitions.connect()
-        link.send(packets.connack(admission.ACCEPTED, session_present=is_present))
+        commit = self._keep(session)
+        connack = packets.connack(admission.ACCEPTED, session_present=is_present)
+        if self.journal is not None and commit > self.journal.committed:
+            link.send_after(commit, connack, is_door=True)  # then `send_again`
+        else:
+            link.send(connack)
         self.counted.accepted += 1
         self.counted.connections += 1
         self.observe(Connected(session.client, is_present))
-        session.send_again()
+        if not link.is_congested:
+            session.send_again()
         return session
+
+    def _keep(self, session: FleetSession) -> int:
+        """Note a session that has a connection now; the commit that CONNACK has to wait for."""
+        journal = self.journal
+        if journal is None:
+            return 0
+        if not session.clean_session:
+            is_new = not session.number
+            session.keep_in(journal, session.number or journal.new_session())
+            journal.session(session.number, _stored(session, None), is_new=is_new)
+        if session.will is not None:
+            journal.will(session.client_id, StoredWill(session.will, session.principal, session.epoch))
+            session.has_stored_will = True
+        return journal.number if journal.is_touched else session.promised
 
     def _succeed(self, session: FleetSession, old: FleetSession | None) -> bool:
         """Hand over what is kept of a session that was there; whether there was any (3.2.2.2)."""
@@ -153,9 +210,11 @@ class Hub:
                 self.subscriptions.add(topic_filter, session, qos)
             else:
                 del session.filters[topic_filter]
+                self._keep_filter(session, topic_filter, None)
         return is_kept
 
-    def _add(self, session: FleetSession) -> None:
+    def add(self, session: FleetSession) -> None:
+        """Have a session; of its owner's that are absent, the oldest gives way if there are too many."""
         self.sessions[session.client_id] = session
         owned = self._of_owner.setdefault(session.owner, [])
         owned.append(session)
@@ -174,6 +233,9 @@ class Hub:
                 del self._of_owner[session.owner]
         for topic_filter in session.filters:
             self.subscriptions.remove(topic_filter, session)
+        if session.journal is not None:
+            session.journal.purge(session.number)
+            session.journal, session.number = None, 0
         session.purge()
 
     def leave(self, session: FleetSession, reason: Reason, detail: str = "", *, fires_will: bool = True) -> None:
@@ -185,12 +247,59 @@ class Hub:
         session.transitions.disconnect()
         if session.clean_session:
             self._forget(session)
+        if self.journal is not None:
+            self._keep_left(session, self.journal, reason)
         link.end(reason)
         self.counted.ended[reason] += 1
         self.counted.connections -= 1
         self.observe(Disconnected(client, reason, detail))
         if will is not None and fires_will and session.grants.decide(Action.PUBLISH, will.topic).allowed:
             self.route(Publish.of(will.topic, will.payload, will.qos, retain=will.retain), session.owner)
+
+    def _keep_left(self, session: FleetSession, journal: Journal, reason: Reason) -> None:
+        if session.number:
+            journal.session(session.number, _stored(session, self.now().timestamp()))
+        if session.has_stored_will and reason is not Reason.STOPPED:  # then it is for the next start
+            journal.will(session.client_id, None)
+        session.has_stored_will = False
+
+    def _keep_filter(self, session: FleetSession, topic_filter: str, qos: int | None) -> None:
+        if session.journal is not None:
+            session.journal.filter(session.number, topic_filter, qos)
+            session.promised = session.journal.number
+
+    def _keep_retained(self, topic: str, message: Publish | None, owner: DeviceId | None) -> None:
+        """What is retained for a topic has changed; the broker's counters are its own affair."""
+        if self.journal is None or topic[:1] == "$":
+            return
+        self.journal.retain(topic, None if message is None else self.stored_retained(message, owner))
+
+    def stored_retained(self, message: Publish, owner: DeviceId | None) -> StoredRetained:
+        """A retained message as it is kept."""
+        return StoredRetained(message, owner, self._epoch(owner), self._epoch(subject_of(message.topic)))
+
+    def _epoch(self, id: DeviceId | None) -> int:
+        entry = self.rules.directory.entry(id) if id is not None else None
+        return entry.epoch if entry is not None else 0
+
+    def pass_time(self, seconds: float, expiry_seconds: float) -> None:
+        """So much time has passed: forget who was away for longer than `expiry_seconds`."""
+        expired = []
+        for session in self.sessions.values():
+            if session.client is None:
+                session.absent_seconds += seconds
+                if session.absent_seconds >= expiry_seconds:
+                    expired.append(session)
+        for session in expired:
+            self._forget(session)
+        if expired:
+            self.counted.sessions_expired += len(expired)
+            self.observe(SessionsExpired(len(expired)))
+
+    def unloaded(self, connect: Connect, client_id: str) -> FleetSession | None:
+        """The session that this CONNECT goes on with, if it has to be loaded first."""
+        session = self.sessions.get(client_id)
+        return session if session is not None and session.unloaded is not None and not connect.clean_session else None
 
     def leave_all(self, reason: Reason) -> None:
         """End every connection; no will is fired, for nobody is there to read it."""
@@ -251,10 +360,9 @@ class Hub:
             case Pubcomp(packet_id):
                 session.completed(packet_id)
             case Pubrel(packet_id):
-                session.received_ids.discard(packet_id)
-                self._answer(session, packets.pubcomp(packet_id))
+                self._release(session, packet_id)
             case Pingreq():
-                self._answer(session, packets.PINGRESP)
+                self._pong(session)
             case Subscribe():
                 self._subscribe(session, packet)
             case Unsubscribe():
@@ -265,25 +373,58 @@ class Hub:
             case _:
                 raise ProtocolViolation("MQTT-3.1.0-2", "a second CONNECT")
 
-    @staticmethod
-    def _answer(session: FleetSession, frame: bytes) -> None:
-        if session.link is not None:
-            session.link.send(frame)
+    def _pong(self, session: FleetSession) -> None:
+        """After the answers that were asked for before it; but whoever hears nothing for long takes us for dead."""
+        if session.link is None:
+            return
+        if self.journal is None or self.journal.is_failing:
+            session.link.send(packets.PINGRESP)
+        else:
+            session.link.send_after(0, packets.PINGRESP)
+
+    def _begin(self) -> None:
+        """What is promised from here on is what `_promise` speaks of."""
+        if self.journal is not None:
+            self.journal.is_touched = False
+
+    def _promise(self, session: FleetSession, frame: bytes, *, is_door: bool = False) -> None:
+        """Answer, once what the answer speaks of is on disk, and in order (4.6)."""
+        link, journal = session.link, self.journal
+        if link is None:
+            return
+        if journal is None:
+            link.send(frame)
+        elif journal.is_touched:
+            session.promised = journal.number
+            link.send_after(journal.number, frame, is_door=is_door)
+        else:
+            link.send_after(0, frame, is_door=is_door)
+
+    def _release(self, session: FleetSession, packet_id: int) -> None:
+        """PUBREL: the id may be used for another message once PUBCOMP has come (4.3.3)."""
+        self._begin()
+        if packet_id in session.received_ids:
+            session.received_ids.discard(packet_id)
+            if session.journal is not None:
+                session.journal.received(session.number, packet_id, False)
+        self._promise(session, packets.pubcomp(packet_id))
 
     def publish(self, session: FleetSession, packet: Publish) -> None:
         """Authorise, route, acknowledge: in this order. Raises: ProtocolViolation."""
         self.counted.messages_received += 1
+        if self.journal is not None:
+            self.journal.is_touched = False
         if packet.topic not in session.granted_topics and not self._may_publish(session, packet):
             return
         if packet.retain and not self.retained.has_room(packet, session.owner):
             self._refuse_publish(session, packet, Reason.TOO_MANY_RETAINED)
             return
         if packet.qos == 2 and not self._is_first(session, packet.packet_id):
-            self._answer(session, packets.pubrec(packet.packet_id))
+            self._promise(session, packets.pubrec(packet.packet_id))
             return
         self.route(packet, session.owner)
         if packet.qos:
-            self._answer(
+            self._promise(
                 session, packets.puback(packet.packet_id) if packet.qos == 1 else packets.pubrec(packet.packet_id)
             )
 
@@ -294,6 +435,8 @@ class Hub:
         if len(session.received_ids) >= self.limits.inflight_per_session:
             raise ProtocolViolation("4.3.3", "too many messages of QoS 2 without PUBREL")
         session.received_ids.add(packet_id)
+        if session.journal is not None:
+            session.journal.received(session.number, packet_id, True)
         return True
 
     def _may_publish(self, session: FleetSession, packet: Publish) -> bool:
@@ -336,12 +479,13 @@ class Hub:
             self.counted.messages_dropped += 1  # a will: nobody is there to be told
 
     def _subscribe(self, session: FleetSession, packet: Subscribe) -> None:
+        self._begin()
         within = self.limits.subscriptions_per_session
         codes = [self._subscribe_one(session, topic_filter, qos) for topic_filter, qos in packet.requests[:within]]
         codes += [_SUBSCRIPTION_FAILED] * (len(packet.requests) - len(codes))
         if session.link is None:
             return  # cut for what it tried: nothing is kept for it
-        self._answer(session, packets.suback(packet.packet_id, codes))
+        self._promise(session, packets.suback(packet.packet_id, codes), is_door=True)
         for (topic_filter, _), code in zip(packet.requests, codes, strict=True):
             if code != _SUBSCRIPTION_FAILED:
                 self._send_retained(session, topic_filter, code)
@@ -356,6 +500,8 @@ class Hub:
             return _SUBSCRIPTION_FAILED
         if topic_filter.startswith("$SYS/"):
             self.refresh_counters()  # before it is subscribed: what is retained by now is what it gets
+        if session.filters.get(topic_filter) != qos:
+            self._keep_filter(session, topic_filter, qos)
         session.filters[topic_filter] = qos
         self.subscriptions.add(topic_filter, session, qos)
         return qos
@@ -373,14 +519,29 @@ class Hub:
         session.pump()
 
     def _unsubscribe(self, session: FleetSession, packet: Unsubscribe) -> None:
+        self._begin()
         for topic_filter in packet.filters:
             if session.filters.pop(topic_filter, None) is not None:
                 self.subscriptions.remove(topic_filter, session)
-        self._answer(session, packets.unsuback(packet.packet_id))
+                self._keep_filter(session, topic_filter, None)
+        self._promise(session, packets.unsuback(packet.packet_id))
 
 
 def _nothing_to_refresh() -> None:
     """Until there are counters to show."""
+
+
+def _stored(session: FleetSession, absent_since: float | None) -> StoredSession:
+    return StoredSession(session.client_id, session.principal, session.epoch, absent_since)
+
+
+def subject_of(topic: str) -> DeviceId | None:
+    """The device whose topic this is, if it is one's."""
+    kind, _, rest = topic.partition("/")
+    try:
+        return DeviceId(rest.partition("/")[0]) if kind == "devices" else None
+    except InvalidInput:
+        return None
 
 
 def _is_over(change: Change) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections import deque
 from collections.abc import Awaitable, Iterator
 from typing import Final, cast
 
@@ -34,6 +35,7 @@ _MAX_BEFORE_CONNECT_BYTES: Final = 65_536  # of the wire: certificates and CONNE
 _HIGH_WATER_BYTES: Final = 262_144
 _LOW_WATER_BYTES: Final = 65_536
 _MAX_UNREAD_ANSWERS_BYTES: Final = 65_536
+_MAX_HELD_FRAMES: Final = 1024  # for a commit: who sends that much without an answer is read no more until there is one
 _STALLED_SECONDS: Final = 300.0
 _LINGER_SECONDS: Final = 2.0  # for what was written last to be read, before the connection is reset
 _MAX_CHECK_SECONDS: Final = 60.0  # also how late a clock that jumped is noticed
@@ -46,13 +48,16 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_address",
+        "_after",
         "_deadline",
         "_door",
+        "_doors",
         "_has_peer_ended",
         "_held",
         "_identity",
         "_inbox",
         "_is_ending",
+        "_is_held_back",
         "_is_paused",
         "_last_packet_at",
         "_out",
@@ -79,7 +84,10 @@ class Connection(asyncio.Protocol):
         self._identity: PeerIdentity | None = None
         self._session: FleetSession | None = None
         self._usage: Usage | None = None
-        self._held: asyncio.Task[None] | None = None  # its CONNECT waits: for an answer, or for its turn
+        self._held: asyncio.Future[None] | None = None  # its CONNECT waits: for an answer, its turn, or a commit
+        self._after: deque[tuple[int, bytes, bool]] | None = None  # frames that wait for a commit, and whether a door
+        self._doors = 0
+        self._is_held_back = False
         self._inbox = memoryview(b"")  # what came and was not looked at yet
         self._overhead_bytes = 0  # of the wire, that no content of a packet has paid for
         self._has_peer_ended = False
@@ -151,7 +159,57 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_congested(self) -> bool:
-        return self._is_paused or self._out_bytes > _HIGH_WATER_BYTES
+        return self._is_paused or self._out_bytes > _HIGH_WATER_BYTES or self._doors > 0
+
+    def send_after(self, commit: int, frame: bytes, *, is_door: bool = False) -> None:
+        door, waiting = self._door, self._after
+        if not waiting:
+            if door.hub.journal is None or commit <= door.hub.journal.committed:
+                self.send(frame)
+                return
+            door.holding[self] = None
+        if waiting is None:
+            waiting = self._after = deque()
+        waiting.append((commit, frame, is_door))
+        self._doors += is_door
+        if len(waiting) == _MAX_HELD_FRAMES and self._transport is not None:
+            self._is_held_back = True
+            self._transport.pause_reading()
+
+    def committed(self, commit: int) -> None:
+        """Write what waited for this commit, or for one before it."""
+        waiting, is_let_in = self._after, False
+        while waiting and waiting[0][0] <= commit:
+            _, frame, is_door = waiting.popleft()
+            self.send(frame)
+            is_let_in = is_let_in or (is_door and self._held is not None)
+            if is_door:
+                self._open()
+        if waiting:
+            return
+        self._after = None
+        self._door.holding.pop(self, None)
+        if is_let_in or self._is_held_back:
+            self._is_held_back = False
+            self._nobody_looked()
+            self._go_on()
+
+    def answer_pings(self) -> None:
+        """Without what was to be answered before them."""
+        waiting = self._after or ()
+        self._after = deque(each for each in waiting if each[1] is not packets.PINGRESP)
+        for _ in range(len(waiting) - len(self._after)):
+            self.send(packets.PINGRESP)
+
+    def _open(self) -> None:
+        self._doors -= 1
+        session, held, self._held = self._session, self._held, None
+        if session is None:
+            return
+        if held is None:
+            session.pump()
+        else:
+            session.send_again()
 
     def send(self, frame: bytes) -> None:
         if not self._out:
@@ -190,8 +248,9 @@ class Connection(asyncio.Protocol):
         if self._is_ending or self._transport is None:
             return
         self._is_ending = True
-        self._session = None
+        self._session = self._after = None
         self._door.settled(self)
+        self._door.holding.pop(self, None)
         if reason in _LOST_ON_THE_WAY:
             self._transport.abort()
             return
@@ -332,12 +391,15 @@ class Connection(asyncio.Protocol):
         self._transport.pause_reading()
 
     def _end_slowing(self) -> None:
-        now = self._door.loop.time()
         self._slowing = None
-        self._last_packet_at = now  # it may have sent in time: nobody looked
+        self._nobody_looked()
+        self._go_on()
+
+    def _nobody_looked(self) -> None:
+        """It may have sent in time: its deadlines begin anew."""
+        self._last_packet_at = now = self._door.loop.time()
         if self._packet_began_at:
             self._packet_began_at = now
-        self._go_on()
 
     def _go_on(self) -> None:
         """Take up what had to wait."""
@@ -348,7 +410,7 @@ class Connection(asyncio.Protocol):
         self._resume_reading()
 
     def _resume_reading(self) -> None:
-        if self._transport is None or self._is_ending or self._slowing is not None or self._held is not None:
+        if self._transport is None or self._must_wait or self._is_held_back:
             return
         if not (self._is_paused and self._out_bytes > _MAX_UNREAD_ANSWERS_BYTES):
             self._transport.resume_reading()
@@ -370,11 +432,19 @@ class Connection(asyncio.Protocol):
         if isinstance(decision, Admitted):
             if self._usage is None and not self._may_connect_now(packet, decision):
                 return
+            unloaded = hub.unloaded(packet, decision.client_id)
+            if unloaded is not None and self._door.load is not None:
+                self._hold(packet, self._door.load(unloaded))
+                return
             self._session = hub.register(packet, decision, identity.serial, self._address, self)
             self._parser.allow(hub.limits.max_packet_bytes)
             self._door.settled(self)
             self._overhead_bytes = 0
             self._last_packet_at = now = self._door.loop.time()
+            if self._doors:  # CONNACK waits for a commit
+                self._held = self._door.loop.create_future()
+                if self._transport is not None:
+                    self._transport.pause_reading()
             self._check_deadlines()
             if self._usage is not None and (seconds := self._usage.send(0, 0, now)):
                 self._slow_down(self._usage, seconds, now)  # for what it owes from before
@@ -451,6 +521,8 @@ class Connection(asyncio.Protocol):
         now = self._door.loop.time()
         remaining, reason = min(self._remaining(session, self._identity, now), key=lambda deadline: deadline[0])
         if remaining <= 0:
+            if reason is Reason.NOT_STORED:
+                self.send(packets.connack(admission.UNAVAILABLE))
             self._end_before(reason)
         else:
             self._set_deadline(min(remaining, _MAX_CHECK_SECONDS))
@@ -459,9 +531,11 @@ class Connection(asyncio.Protocol):
         """The seconds that are left of each deadline."""
         hub = self._door.hub
         yield (identity.not_after - hub.now()).total_seconds(), Reason.EXPIRED
-        if session.keep_alive and self._slowing is None:
+        if self._held is not None:
+            yield self._last_packet_at + hub.limits.connect_seconds - now, Reason.NOT_STORED
+        elif session.keep_alive and self._slowing is None and not self._is_held_back:
             yield self._last_packet_at + 1.5 * session.keep_alive - now, Reason.KEEPALIVE  # MQTT-3.1.2-24
-        if self._packet_began_at and self._slowing is None:
+        if self._packet_began_at and self._slowing is None and not self._is_held_back:
             yield self._packet_began_at + hub.limits.packet_seconds - now, Reason.TOO_SLOW
         if session.client is not None and admission.needs_fresh_directory(session.client.principal.role):
             yield (_MAX_CHECK_SECONDS if hub.rules.is_fresh() else 0.0), Reason.STALE_DIRECTORY

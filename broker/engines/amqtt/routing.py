@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Final, Generic, TypeVar
 
 from broker.engines.amqtt.packets import Publish
@@ -193,6 +193,7 @@ class Retained:
         self._holdings: dict[DeviceId | None, _Holding] = {}
         self._limits = limits
         self._count = 0
+        self.on_change: Callable[[str, Publish | None, DeviceId | None], None] | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -219,6 +220,8 @@ class Retained:
         holding.topics.add(message.topic)
         holding.size_bytes += message.size
         self._count += 1
+        if self.on_change is not None:
+            self.on_change(message.topic, message, owner)
 
     def has_room(self, message: Publish, owner: DeviceId) -> bool:
         """Whether the owner may retain this beside, or in the place of, what it has."""
@@ -235,6 +238,15 @@ class Retained:
         """The message that is retained for this very topic."""
         leaf = self._find(topic)
         return None if leaf is None else leaf.message
+
+    def all(self) -> Iterator[tuple[Publish, DeviceId | None]]:
+        """Every retained message, and whose it is."""
+        pending = [self._root]
+        while pending:
+            leaf = pending.pop()
+            if leaf.message is not None:
+                yield leaf.message, leaf.owner
+            pending.extend(leaf.children.values())
 
     def forget_all_of(self, owner: DeviceId) -> None:
         """Nothing that this principal retained is left."""
@@ -272,6 +284,8 @@ class Retained:
                 return
             path.append((level, child))
         self._release(path[-1][1])
+        if self.on_change is not None:
+            self.on_change(topic, None, None)
         for (_, parent), (level, child) in zip(path[-2::-1], path[:0:-1], strict=True):
             if child.children or child.message is not None:
                 break

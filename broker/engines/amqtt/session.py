@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from asyncio import Queue
 from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from amqtt.session import OutgoingApplicationMessage, Session
 
 from broker.engine import Client, Reason, Stats
 from broker.engines.amqtt.backlog import Backlog
+from broker.engines.amqtt.journal import NO_ROW, Journal
 from broker.engines.amqtt.packets import Connect, Publish, Will, pubrel
 from broker.engines.amqtt.routing import Retained
 from fleet.directory import Entry
@@ -33,6 +35,12 @@ class Link(Protocol):
     def send(self, frame: bytes) -> None:
         """Write soon; several frames go out together."""
 
+    def send_after(self, commit: int, frame: bytes, *, is_door: bool = False) -> None:
+        """Write once that commit has ended, and after everything that waits so already.
+
+        Until a door is written, which CONNACK and SUBACK are, the link is congested.
+        """
+
     def end(self, reason: Reason, detail: str = "") -> None:
         """Close, after what was sent. The session has left already, or does so now."""
 
@@ -40,21 +48,63 @@ class Link(Protocol):
 class Delivery(OutgoingApplicationMessage):
     """One message of QoS 1 or 2 on its way to one client; `is_released` once PUBREC came (4.3.3)."""
 
-    __slots__ = ("is_released", "publish")
+    __slots__ = ("is_released", "publish", "row")
 
-    def __init__(self, publish: Publish, packet_id: int, qos: int, retain: bool) -> None:
+    def __init__(self, publish: Publish, packet_id: int, qos: int, retain: bool, row: int = NO_ROW) -> None:
         # Without amqtt's initialiser: of its ten fields these three are used, and one is made for every message.
         self.publish = publish
         self.packet_id = packet_id
         self.qos = qos
         self.retain = retain
         self.is_released = False
+        self.row = row
 
     def frame(self, packet_id: int, *, dup: bool) -> bytes:
         """What has to be sent (again): PUBREL where PUBREC came, else the message."""
         if self.is_released:
             return pubrel(packet_id)
         return self.publish.to_send(self.qos or 0, packet_id, retain=self.retain, dup=dup)
+
+
+class Stored(Protocol):
+    """A message of QoS 1 or 2 as it was kept; `packet_id` is 0 where it was never sent."""
+
+    @property
+    def row(self) -> int: ...
+    @property
+    def message(self) -> Publish: ...
+    @property
+    def qos(self) -> int: ...
+    @property
+    def retain(self) -> bool: ...
+    @property
+    def packet_id(self) -> int: ...
+    @property
+    def is_released(self) -> bool: ...
+    @property
+    def sender(self) -> DeviceId | None: ...
+
+
+def _as_sent(under_way: list[Stored]) -> list[Stored]:
+    """In the order in which they were sent first: ids count up, and begin again after the widest gap between them."""
+    found = sorted(under_way, key=lambda kept: kept.packet_id)
+    gaps = [
+        (after.packet_id - before.packet_id) % _PACKET_IDS
+        for before, after in zip(found[-1:] + found, found, strict=False)
+    ]
+    first = gaps.index(max(gaps)) if len(found) > 1 else 0
+    return found[first:] + found[:first]
+
+
+class Unloaded:
+    """What a session has on disk and not in memory: how much, and how to ask for it."""
+
+    __slots__ = ("ask", "count", "size_bytes")
+
+    def __init__(self, count: int, size_bytes: int, ask: Callable[[], None]) -> None:
+        self.count = count
+        self.size_bytes = size_bytes
+        self.ask = ask
 
 
 class _State:
@@ -77,6 +127,7 @@ class _State:
 
 # amqtt's own queues are not bounded and not used; one empty one stands for all.
 _NO_QUEUE: Final[Queue[Any]] = Queue(maxsize=1)
+_PACKET_IDS: Final = 65_535
 
 
 class FleetSession(Session):
@@ -93,6 +144,7 @@ class FleetSession(Session):
         self.client_id: str = client_id
         self.clean_session: bool = connect.clean_session
         self.keep_alive = connect.keep_alive
+        self.principal = entry.principal
         self.owner: DeviceId = entry.principal.id
         self.epoch = entry.epoch
         self.will: Will | None = connect.will
@@ -115,6 +167,18 @@ class FleetSession(Session):
         self._owed: OrderedDict[str, int] = OrderedDict()
         self._stats = stats
         self._retained = retained
+        # Where it outlives the broker: under which number, and which commit has all that was promised so far.
+        self.journal: Journal | None = None
+        self.number = 0
+        self.promised = 0
+        self.has_stored_will = False
+        self.unloaded: Unloaded | None = None
+        self.absent_seconds = 0.0
+
+    def keep_in(self, journal: Journal, number: int) -> None:
+        """From now on what it holds is noted."""
+        self.journal, self.number = journal, number
+        self.waiting.on_drop = journal.done
 
     def _init_states(self) -> None:
         self.transitions = _State()  # type: ignore[assignment]  # all of Machine that amqtt calls on a session
@@ -132,6 +196,8 @@ class FleetSession(Session):
         self._packet_id = predecessor._packet_id
         self.waiting, predecessor.waiting = predecessor.waiting, self.waiting
         self._owed, predecessor._owed = predecessor._owed, self._owed
+        self.journal, self.number, self.promised = predecessor.journal, predecessor.number, predecessor.promised
+        predecessor.journal, predecessor.number = None, 0
 
     def deliver(self, publish: Publish, qos: int, owner: DeviceId | None) -> bool:
         """Send a message now, or keep it until there is room; whether it was sent now."""
@@ -143,27 +209,57 @@ class FleetSession(Session):
                 link.send(publish.plain())
                 return True
         elif link is not None and not self.waiting.has_others and self._has_room(link):
-            self._send(link, publish, qos)
+            self._send(link, publish, qos, NO_ROW, owner)
             return True
-        self.waiting.put(publish, qos, owner)
+        if self.journal is not None and qos:
+            row = self.journal.queue(self.number, publish, qos, owner)
+            self.waiting.put(publish, qos, owner, row)
+            if self.unloaded is not None and self.waiting.would_fill(self.unloaded.count, self.unloaded.size_bytes):
+                self.unloaded.ask()
+        else:
+            self.waiting.put(publish, qos, owner)
         return False
 
     def owe_retained(self, topic: str, qos: int) -> None:
         """A new subscription gets what is retained for this topic, as soon as `pump` finds room."""
-        self._owed[topic] = max(qos, self._owed.get(topic, 0))
+        self._owed[topic] = qos = max(qos, self._owed.get(topic, 0))
+        if self.journal is not None:
+            self.journal.owed(self.number, topic, qos)
+
+    @property
+    def owed(self) -> Mapping[str, int]:
+        """Topics whose retained message it is owed, with the QoS."""
+        return self._owed
 
     def _has_room(self, link: Link) -> bool:
         return len(self.deliveries) < self._max_inflight and not link.is_congested
 
-    def _send(self, link: Link, publish: Publish, qos: int, *, retain: bool = False) -> None:
+    def _send(
+        self, link: Link, publish: Publish, qos: int, row: int, sender: DeviceId | None = None, *, retain: bool = False
+    ) -> None:
         packet_id = self._free_packet_id()
-        self.deliveries[packet_id] = Delivery(publish, packet_id, qos, retain)
-        link.send(publish.to_send(qos, packet_id, retain=retain))
+        journal = self.journal
+        if journal is None:
+            self.deliveries[packet_id] = Delivery(publish, packet_id, qos, retain)
+            link.send(publish.to_send(qos, packet_id, retain=retain))
+            return
+        if row:
+            journal.sent(row, packet_id, is_promised=qos == 2)
+        else:
+            row = journal.queue(self.number, publish, qos, sender, packet_id, retain)
+        self.deliveries[packet_id] = Delivery(publish, packet_id, qos, retain, row)
+        frame = publish.to_send(qos, packet_id, retain=retain)
+        if qos == 1:
+            link.send(frame)
+        else:
+            # The client tells messages of QoS 2 apart by their ids: what was sent under one goes under no other.
+            self.promised = journal.number
+            link.send_after(journal.number, frame)
 
     def _free_packet_id(self) -> int:
-        packet_id = self._packet_id % 65_535 + 1
+        packet_id = self._packet_id % _PACKET_IDS + 1
         while packet_id in self.deliveries:  # ends: far fewer are in flight than there are ids
-            packet_id = packet_id % 65_535 + 1
+            packet_id = packet_id % _PACKET_IDS + 1
         self._packet_id = packet_id
         return packet_id
 
@@ -184,15 +280,39 @@ class FleetSession(Session):
     def _send_owed(self, link: Link) -> None:
         while self._owed and self._has_room(link):
             topic, granted_qos = self._owed.popitem(last=False)
+            if self.journal is not None:
+                self.journal.owed(self.number, topic, None)
             message = self._retained.get(topic)
             # That the filter was granted is one check, this is another.
             if message is None or not self.grants.decide(Action.SUBSCRIBE, topic).allowed:
                 continue
             self._stats.messages_sent += 1
             if qos := min(granted_qos, message.qos):
-                self._send(link, message, qos, retain=True)
+                self._send(link, message, qos, NO_ROW, retain=True)
             else:
                 link.send(message.to_send(0, 0, retain=True))
+
+    def fill(self, waiting: Iterable[Stored], received: Iterable[int], owed: Mapping[str, int]) -> None:
+        """Hold what it held on disk, before what came since."""
+        self.unloaded = None
+        late = list(self.waiting.others())
+        self.waiting.clear()
+        under_way = []
+        for kept in waiting:
+            if kept.packet_id:
+                under_way.append(kept)
+            else:
+                self.waiting.put(kept.message, kept.qos, kept.sender, kept.row)
+        for sender, (publish, qos, row) in late:
+            self.waiting.put(publish, qos, sender, row)
+        for kept in _as_sent(under_way):
+            delivery = Delivery(kept.message, kept.packet_id, kept.qos, kept.retain, kept.row)
+            delivery.is_released = kept.is_released
+            self.deliveries[kept.packet_id] = delivery
+            self._packet_id = kept.packet_id
+        self.received_ids.update(received)
+        for topic, qos in owed.items():
+            self._owed.setdefault(topic, qos)
 
     @property
     def has_more(self) -> bool:
@@ -212,22 +332,33 @@ class FleetSession(Session):
         delivery = self.deliveries.get(packet_id)
         if delivery is not None and delivery.qos == 1:
             del self.deliveries[packet_id]
+            if self.journal is not None:
+                self.journal.done(delivery.row)
             return True
         return False
 
     def received(self, packet_id: int) -> None:
         """PUBREC came: answered with PUBREL, for an id that is not known too, so that the client can finish."""
-        delivery = self.deliveries.get(packet_id)
-        if delivery is not None and delivery.qos == 2:
+        delivery, journal = self.deliveries.get(packet_id), self.journal
+        if delivery is not None and delivery.qos == 2 and not delivery.is_released:
             delivery.is_released = True
-        if self.link is not None:
+            if journal is not None:
+                journal.released(delivery.row, packet_id)
+                self.promised = journal.number
+        if self.link is None:
+            return
+        if journal is None:
             self.link.send(pubrel(packet_id))
+        else:
+            self.link.send_after(self.promised, pubrel(packet_id))
 
     def completed(self, packet_id: int) -> None:
         """PUBCOMP came."""
         delivery = self.deliveries.get(packet_id)
         if delivery is not None and delivery.is_released:
             del self.deliveries[packet_id]
+            if self.journal is not None:
+                self.journal.done(delivery.row)
             self.pump()
 
     def purge(self) -> None:

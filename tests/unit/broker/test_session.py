@@ -26,6 +26,9 @@ class Recorded:
     def send(self, frame: bytes) -> None:
         self.frames.append(frame)
 
+    def send_after(self, commit: int, frame: bytes, *, is_door: bool = False) -> None:
+        self.send(frame)
+
     def end(self, reason: Reason, detail: str = "") -> None:
         """Nothing to close."""
 
