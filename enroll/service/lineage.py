@@ -255,7 +255,9 @@ def _decide(transaction: Transaction, id: DeviceId, keep: Serial, now: datetime)
     kept = _choice(family, id, keep, now)
     alarms = lineage.alarms_of(transaction, id, record.epoch)
     line = _line(family, kept, [each.serial for each in alarms if each.serial is not None])
-    others = [each for each in family if each.serial not in line and _could_be_shown(each, now)]
+    has_copy = any(each.kind in (AlarmKind.FORKED, AlarmKind.ENDED_CERTIFICATE) for each in alarms)
+    states = (*LIVE, CertificateState.SUPERSEDED) if has_copy else LIVE  # what ended in order was not stolen, else
+    others = [c for c in family if c.serial not in line and c.state in states and c.not_after > now]
     if not alarms and kept.state is CertificateState.SUPERSEDED:
         raise Denied(f"{id} has no alarm, and {keep} has ended", hint=f"enroll device show {id}")
     has_ended = kept.state is CertificateState.SUPERSEDED
@@ -284,7 +286,3 @@ def _line(family: list[CertificateRecord], kept: CertificateRecord, accused: Ite
         if each.parent in line and each.state in LIVE:
             line.add(each.serial)
     return line
-
-
-def _could_be_shown(certificate: CertificateRecord, now: datetime) -> bool:
-    return certificate.state in (*LIVE, CertificateState.SUPERSEDED) and certificate.not_after > now

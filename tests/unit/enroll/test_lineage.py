@@ -301,6 +301,21 @@ def test_of_a_line_all_is_kept(office: Office, owner: Holder, clone: Holder) -> 
     assert {owner.serial, pki.serial_of(following)} == listed(office)
 
 
+def test_a_card_in_a_spare_machine_is_no_theft(office: Office, owner: Holder) -> None:
+    """What ended in order would stand on CRLs as stolen, because a board was replaced."""
+    owner.hardware = "1000"
+    owner.renew()
+    office.wait(GRACE)
+    end_due(office.registry, office.now)
+    owner.hardware = "2000"
+    owner.renew()
+    office.wait(GRACE)
+    end_due(office.registry, office.now)
+    decision = decided(office, owner.serial)
+    assert ((), 1) == (decision.revoked, decision.closes)
+    assert ["1 superseded", "2 superseded", "3 confirmed"] == states(office)
+
+
 def test_a_plan_changes_nothing(office: Office, owner: Holder, clone: Holder) -> None:
     """`--dry-run` would decide."""
     owner.renew()
