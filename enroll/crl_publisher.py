@@ -14,18 +14,16 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from enroll import crl
+from enroll import crl, files
 from enroll.authority import Authority
 from enroll.commits import Commits
 from enroll.crl import Issue
@@ -81,18 +79,9 @@ def write(home: AdminHome, name: str, made: Published) -> None:
     """Replace the files of a list; whoever reads finds the whole new one or the whole old one. Raises: OSError."""
     path = home.crl(name)
     make_private(path.parent)
-    _replace(path, made.der)
+    files.replace(path, made.der)
     if not name.isdigit():  # what reads PEM takes no shards
-        _replace(path.with_suffix(".pem"), made.pem)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+        files.replace(path.with_suffix(".pem"), made.pem)
 
 
 @dataclass(frozen=True, slots=True)

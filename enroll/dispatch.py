@@ -13,10 +13,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Final
 
+from enroll.backoff import Backoff
 from enroll.bookkeeping import Books
+from enroll.files import stamp
 from enroll.greetings import Greetings
 from enroll.mqtt_client import Connection, Incoming, Login, endpoints
 from enroll.rate_limit import Sparsely
@@ -36,9 +37,6 @@ from fleet.logs import event
 SUBSCRIPTIONS: Final = ("devices/+/up/status", "devices/+/up/hello", "devices/+/up/results/+")
 TURN_SECONDS: Final = 0.03
 """How soon a foreign commit is noticed; DESIGN section 9 allows 100 ms."""
-_FIRST_DELAY: Final = 0.5
-_LONGEST_DELAY: Final = 30.0
-_STABLE_SECONDS: Final = 30.0  # a connection that held so long was a good one: begin again with the first delay
 _LOOK_SECONDS: Final = 0.1  # how often a waiting dispatch looks whether the broker has come (back)
 
 _log = logging.getLogger(__name__)
@@ -57,11 +55,6 @@ class Ports:
     floored: FlooredClock | None = None
 
 
-def delay_before(failures: int, draw: random.Random) -> float:
-    """Seconds to wait after so many failures in a row: full jitter, so that a fleet's clients do not beat in time."""
-    return draw.uniform(0, min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(failures, 10)))
-
-
 class Dispatch:
     """Runs until `stop` is set. Without a broker in reach it tries again; the registry keeps what is due."""
 
@@ -77,14 +70,12 @@ class Dispatch:
 
     def run(self) -> None:
         """Connect, serve, connect again; returns when stopped."""
-        mark, failures = self._registry.commit_mark(), 0
+        mark, backoff = self._registry.commit_mark(), Backoff(self._ports.random)
         try:
             while not self._stop.is_set():
                 began = self._ports.monotonic()
                 self._attempt(mark)
-                held = self._ports.monotonic() - began
-                failures = 0 if held > _STABLE_SECONDS else failures + 1
-                self._wait(delay_before(failures, self._ports.random))
+                self._wait(backoff.after(self._ports.monotonic() - began))
         finally:
             mark.close()
 
@@ -119,17 +110,10 @@ class Dispatch:
     def _wait(self, seconds: float) -> None:
         """Wait, but not longer than until the broker says that it is there (again)."""
         run_file = self._home.run_file(Server.BROKER)
-        until, before = self._ports.monotonic() + seconds, _stamp(run_file)
+        until, before = self._ports.monotonic() + seconds, stamp(run_file)
         while self._ports.monotonic() < until and not self._stop.wait(_LOOK_SECONDS):
-            if _stamp(run_file) not in (before, None):
+            if stamp(run_file) not in (before, None):
                 return
-
-
-def _stamp(path: Path) -> int | None:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return None
 
 
 @dataclass(slots=True)

@@ -118,12 +118,12 @@ class EnrollServer:
         if request.headers.get("Expect", "").lower() == "100-continue":
             await request.writer.write(_CONTINUE)
             request.writer.output_size = 0
+        if request.content.is_eof():  # it came with its head, as most do
+            return _checked(request.content.read_nowait())
         body = b""
         async with asyncio.timeout(self._limits.body):
             while chunk := await request.content.readany():
-                body += chunk
-                if len(body) > est.MAX_BODY_BYTES:
-                    raise too_large()
+                body = _checked(body + chunk)
         return body
 
     async def _work(self, request: EstRequest, holder: Holder) -> EstResponse:
@@ -157,6 +157,12 @@ class EnrollServer:
         finally:
             _log.info(event("feed.closed", serial=serial))
         return closing(response)
+
+
+def _checked(body: bytes) -> bytes:
+    if len(body) > est.MAX_BODY_BYTES:
+        raise too_large()
+    return body
 
 
 def _request_of(request: web.BaseRequest) -> EstRequest:

@@ -19,6 +19,7 @@ from enroll.commits import Commits
 from enroll.connection import Limits
 from enroll.directory import DirectoryFeed
 from enroll.est_app import EstApp
+from enroll.files import stamp
 from enroll.home import check_private
 from enroll.issuer import check_lives
 from enroll.registry import Registry
@@ -132,10 +133,10 @@ async def _keep_ending(registry: Registry, clock: Callable[[], datetime], execut
 
 async def _keep_showing(files: IdentityFiles, context: SSLContext) -> None:
     """Show whoever connects the certificate that is in the files by now, for ever."""
-    shown = _stamp(files)
+    shown = stamp(files.certificate)
     while True:
         await asyncio.sleep(_FILE_CHECK_SECONDS)
-        found = _stamp(files)
+        found = stamp(files.certificate)
         if found not in (shown, None):
             try:
                 context.load_cert_chain(files.certificate, files.key)
@@ -144,14 +145,6 @@ async def _keep_showing(files: IdentityFiles, context: SSLContext) -> None:
             else:
                 _log.info("identity.shown")
                 shown = found
-
-
-def _stamp(files: IdentityFiles) -> tuple[int, int] | None:
-    try:
-        status = files.certificate.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
 
 
 def broker_urls(home: AdminHome) -> tuple[str, ...]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import ssl
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from enroll import authority, dates
+from enroll import authority, dates, files
 from enroll.home import read_seen
 from fleet.clock import SEEN, Floor, FlooredClock, Validity, encode_seen
 from fleet.errors import FleetError
@@ -87,9 +86,4 @@ class Timekeeping:
 
 def write_seen(path: Path, seen: datetime) -> None:
     """Remember it, whole or not at all. Raises: OSError."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(encode_seen(seen))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    files.replace(path, encode_seen(seen))

@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
+from threading import Thread
 from typing import Final, ParamSpec, TypeVar
 
 from enroll.registry import RegistryUnavailable
@@ -31,7 +34,9 @@ class Worker:
         self._answer_all = answer_all
         self._limit = limit
         self._share = share
-        self._thread = ThreadPoolExecutor(1, "enroll")
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="enroll", daemon=True)  # nobody closes what did not start
+        self._thread.start()
         self._asked: deque[_Asked] = deque()
         self._waiting = Counter[Holder]()
         self._is_working = False
@@ -55,22 +60,36 @@ class Worker:
 
     async def call(self, function: Callable[_P, _T], *args: _P.args, **kw: _P.kwargs) -> _T:
         """Call `function` between two batches."""
-        return await asyncio.wrap_future(self._thread.submit(function, *args, **kw))
+        outcome: Future[_T] = Future()
+
+        def job() -> None:
+            try:
+                outcome.set_result(function(*args, **kw))
+            except BaseException as error:  # whoever asked has to hear of it
+                outcome.set_exception(error)
+
+        self._jobs.put(job)
+        return await asyncio.wrap_future(outcome)
 
     def close(self) -> None:
-        """Wait for the thread's end."""
-        self._thread.shutdown()
+        """Do what is left, and wait for the thread's end."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
 
     def _begin_batch(self) -> None:
         batch = [self._asked.popleft() for _ in range(min(len(self._asked), _BATCH))]
-        self._thread.submit(self._work, batch, asyncio.get_running_loop())
+        self._jobs.put(partial(self._work, batch, asyncio.get_running_loop()))
 
     def _work(self, batch: list[_Asked], loop: asyncio.AbstractEventLoop) -> None:
-        """In the thread: one call of the loop's for a batch, and no future of a future for each."""
+        """In the thread. A batch is handed over, there and back, without an executor's locks and futures."""
         answers: list[EstResponse] | BaseException
         try:
             answers = self._answer_all([request for request, _ in batch])
-        except BaseException as error:  # whoever asked has to hear of it
+        except BaseException as error:
             answers = error
         loop.call_soon_threadsafe(self._end_batch, batch, answers)
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import random
 import resource
 import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enroll import files
 from enroll.cli.options import HomeOption, admin_home, clock, now, open_registry, token_bytes
 from enroll.cli.token import advertised
 from fleet.config import Address, CrlListen, parse_address, parse_crl_listen
@@ -136,19 +135,9 @@ async def _stopping() -> AsyncIterator[asyncio.Event]:
 def _announced(home: AdminHome, url: str) -> Iterator[None]:
     """`run/enroll.json` says where the service is, for as long as it is there."""
     path = home.run_file(Server.ENROLL)
-    _replace(path, RunFile(url).encode())
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    files.replace(path, RunFile(url).encode())
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """The whole file or the one before it, whoever reads when; 0600 as all in the home."""
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)

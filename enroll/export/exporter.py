@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+from enroll.backoff import Backoff
 from enroll.export.readings import Reading, read
 from enroll.export.sink import Sink, SinkBusy
 from enroll.export.source import Wanted
@@ -30,8 +31,6 @@ _GAP_SECONDS: Final = 0.01  # nothing comes: the broker has sent what it may, or
 _TURN_SECONDS: Final = 0.2
 _BUSY_SECONDS: Final = 1.0
 _MAX_HELD: Final = 1000
-_FIRST_DELAY: Final = 0.5
-_LONGEST_DELAY: Final = 30.0
 _MAX_COUNTED: Final = 10_000
 
 _log = logging.getLogger(__name__)
@@ -91,13 +90,11 @@ class Exporter:
         Raises: Denied (the broker refused the first connection), FleetError; what kept it from all work, at a bound.
         """
         self._deadline = None if self.bounds.seconds is None else self.ports.monotonic() + self.bounds.seconds
-        failures = 0
+        backoff = Backoff(self.ports.random)
         while not self._is_over():
             began_online = self.ports.monotonic()
             self._attempt()
-            held = self.ports.monotonic() - began_online
-            failures = 0 if held > _LONGEST_DELAY else failures + 1
-            self._wait(self.ports.random.uniform(0, min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(failures, 10))))
+            self._wait(backoff.after(self.ports.monotonic() - began_online))
         if self._trouble is not None and not self.ports.is_stopping():
             raise self._trouble
         return self.tally

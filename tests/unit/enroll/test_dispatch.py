@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from enroll.dispatch import delay_before
 from enroll.mqtt_client import Endpoint, endpoints
 from fleet.errors import InvalidInput
 
@@ -30,9 +25,3 @@ def test_a_damaged_address_is_said_to_be_one(url: str) -> None:
     """Dispatch would end with a traceback."""
     with pytest.raises(InvalidInput):
         endpoints(url)
-
-
-@given(failures=st.integers(0, 1000), seed=st.integers())
-def test_the_delay_is_bounded_and_drawn(failures: int, seed: int) -> None:
-    """Clients would come back all at once, or never."""
-    assert 0 <= delay_before(failures, random.Random(seed)) <= 30
