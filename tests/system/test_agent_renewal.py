@@ -147,7 +147,8 @@ def test_a_lost_word_of_the_pacing_costs_nothing(fleet: LiveFleet) -> None:
     with losing(service_address(fleet), 1) as (relay, loss):
         ask_at(home, relay.url)
         lost = json.loads(run(*child).check().stdout)
-        assert 1 == loss.count, "it went on without an answer"
+        assert loss.count >= 1
+        assert 1 == len(states(fleet, "pump-15")), "it went on without an answer"
         again = json.loads(run(*child).check().stdout)
     assert ("failed", "ready") == (lost["outcome"], again["outcome"])
     assert 2 == len(states(fleet, "pump-15"))
