@@ -119,7 +119,8 @@ class Connection(asyncio.Protocol):
         door = self._door
         door.is_reading = True
         try:
-            if len(data) <= _SLICE_BYTES and not self._inbox and not self._must_wait:
+            is_next = not (self._inbox or self._is_ending or self._held is not None or self._slowing is not None)
+            if is_next and len(data) <= _SLICE_BYTES:
                 self._take(data)
                 if not self._has_peer_ended:
                     return
@@ -310,7 +311,7 @@ class Connection(asyncio.Protocol):
         except ssl.SSLError as error:  # under TLS 1.3 a client may refuse our certificate after the handshake
             self._end_before(Reason.HANDSHAKE if self._session is None else Reason.LOST, _tls_reason(error))
             return
-        if self._tls.has_output and self._transport is not None:
+        if self._tls.outgoing.pending and self._transport is not None:
             self._transport.write(self._tls.flush())  # the answer to a KeyUpdate
         if self._session is None:
             self._charge_stranger(len(piece))
@@ -356,7 +357,7 @@ class Connection(asyncio.Protocol):
             counted = hub.counted
             counted.packets_received += count
             counted.bytes_received += size_bytes
-        if not self._parser.is_within_packet:
+        if not self._parser.held:
             self._packet_began_at = 0.0
         elif not self._packet_began_at:
             self._packet_began_at = now

@@ -82,12 +82,12 @@ class TopicNames:
 class Parser:
     """Parses the stream of one connection."""
 
-    __slots__ = ("_held", "_max_packet_bytes", "_needed", "_topics")
+    __slots__ = ("_max_packet_bytes", "_needed", "_topics", "held")
 
     def __init__(self, max_packet_bytes: int, topic_names: TopicNames) -> None:
         self._max_packet_bytes = max_packet_bytes
         self._topics = topic_names
-        self._held = bytearray()  # the beginning of a packet
+        self.held = bytearray()  # the beginning of a packet that has not ended
         self._needed = 0  # how many bytes until parsing can go on
 
     def allow(self, max_packet_bytes: int) -> None:
@@ -97,7 +97,7 @@ class Parser:
     @property
     def is_within_packet(self) -> bool:
         """Whether a packet has begun and not ended."""
-        return bool(self._held)
+        return bool(self.held)
 
     def feed(self, data: bytes) -> Iterator[Packet]:
         """Every packet that `data` completes, as it is asked for. Raises: ProtocolViolation after the last good one.
@@ -106,7 +106,7 @@ class Parser:
         """
         # One PUBLISH or PUBACK, and nothing beside it: what most reads bring.
         size = len(data)
-        if self._held or not 4 <= size < 130 or size != 2 + data[1] or size > self._max_packet_bytes:
+        if self.held or not 4 <= size < 130 or size != 2 + data[1] or size > self._max_packet_bytes:
             return self._feed(data)
         if data[0] in _PUBLISH_FIRST:
             try:
@@ -118,12 +118,12 @@ class Parser:
         return self._feed(data)
 
     def _feed(self, data: bytes) -> Iterator[Packet]:
-        if self._held:
-            self._held += data
-            if len(self._held) < self._needed:
+        if self.held:
+            self.held += data
+            if len(self.held) < self._needed:
                 return
-            data = bytes(self._held)
-            self._held.clear()
+            data = bytes(self.held)
+            self.held.clear()
         at, end = 0, len(data)
         while at < end:
             first = data[at]
@@ -141,7 +141,7 @@ class Parser:
             else:
                 body, stop = self._measure(data, at, end)
             if stop > end or not body:
-                self._held += data[at:]
+                self.held += data[at:]
                 self._needed = stop - at
                 return
             if first in _PUBLISH_FIRST:

@@ -11,14 +11,14 @@ _RECORD_BYTES: Final = 16_384  # the most that one record holds (RFC 8446, 5.1):
 
 
 class TlsChannel:
-    """Feed what came, flush what is to be sent. Raises: ssl.SSLError where OpenSSL does."""
+    """Feed what came, flush what is to be sent: `outgoing`. Raises: ssl.SSLError where OpenSSL does."""
 
-    __slots__ = ("_incoming", "_object", "_outgoing", "_read", "_write", "is_established")
+    __slots__ = ("_incoming", "_object", "_read", "_write", "is_established", "outgoing")
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self.outgoing = ssl.MemoryBIO()
+        self._object = context.wrap_bio(self._incoming, self.outgoing, server_side=True)
         # What `SSLObject.read` and `write` only hand on to: a call less for every record, where it is as in CPython.
         inner = getattr(self._object, "_sslobj", self._object)
         self._read: Callable[[int], bytes] = inner.read
@@ -29,11 +29,6 @@ class TlsChannel:
     def was_resumed(self) -> bool:
         """Whether an earlier session was resumed, so that no certificate was shown in this handshake."""
         return bool(self._object.session_reused)
-
-    @property
-    def has_output(self) -> bool:
-        """Whether `flush` would give something."""
-        return self._outgoing.pending > 0
 
     def feed(self, data: bytes | memoryview) -> None:
         """Take in what came from the wire."""
@@ -86,11 +81,11 @@ class TlsChannel:
     def encrypt(self, data: bytes) -> bytes:
         """What is to be sent over the wire now, so that the peer gets `data`."""
         self._write(data)
-        return self._outgoing.read()
+        return self.outgoing.read()
 
     def flush(self) -> bytes:
         """What is to be sent over the wire now."""
-        return self._outgoing.read()
+        return self.outgoing.read()
 
     def close(self) -> None:
         """Say that nothing more will be sent."""
