@@ -7,20 +7,26 @@ drawn, the broker gets SIGKILL: what is acknowledged and what is on its way is d
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
+import secrets
 import signal
 import ssl
+import sys
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Final
 
 from fleet.layout import AdminHome, IdentityFiles
 from soak.link import DEADLINE_SECONDS, Link
 from tests import mqtt
-from tests.system.brokers import enrol, operator, start_broker, wait_ready
+from tests.fleets import new_home
+from tests.system.brokers import connected_once, enrol, operator, start_broker, wait_ready
 
 _DEVICES: Final = 3
 _WINDOW: Final = 16  # messages of one device without an answer
@@ -338,6 +344,25 @@ class Stage:
             for payload in self.account.acknowledged
             if payload not in reader.delivered
         ]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Kill it so often; 0 if nothing was wrong."""
+    parser = argparse.ArgumentParser(prog="dev soak broker-kill", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=500, help="how often it is killed (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="of the randomness")
+    chosen = parser.parse_args(arguments)
+    print(f"soak: seed {chosen.seed}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        home = new_home(Path(folder) / "fleet")
+        prepare(home)
+        connected_once(home)
+        stage = Stage.of(home, chosen.seed)
+        wrong = asyncio.run(stage.run(chosen.rounds, lambda line: print(f"soak: {line}", flush=True)))
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    print(f"soak: {stage.kills} kills, {len(stage.account.acknowledged)} messages acknowledged, {len(wrong)} faults")
+    return 1 if wrong else 0
 
 
 def prepare(home: AdminHome) -> None:
