@@ -74,6 +74,12 @@ class Device:
             self._one_more()
         await self._done.wait()
 
+    async def settle(self) -> None:
+        """Return when everything is answered."""
+        if self._sent:
+            self._done.clear()
+            await self._done.wait()
+
     def _one_more(self) -> None:
         if self._left:
             self._left -= 1
@@ -126,8 +132,8 @@ async def _paced(devices: Sequence[Device], rate: float, count: int) -> None:
         if (wait := begin + n / rate - loop.time()) > 0.0005:
             await asyncio.sleep(wait)
         devices[n % len(devices)].publish()
-    while sum(len(device._sent) for device in devices):
-        await asyncio.sleep(0.01)
+    for device in devices:
+        await device.settle()
 
 
 async def _measure(home: AdminHome, files: Sequence[IdentityFiles], label: str, *, is_read: bool) -> None:
