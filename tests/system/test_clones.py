@@ -44,6 +44,7 @@ def codes(home: AgentHome) -> set[str]:
     return {each["code"] for each in json.loads(looked.stdout)}
 
 
+@pytest.mark.timeout(240)
 def test_a_copied_card_is_found_out_and_an_admin_decides(fleet: LiveFleet) -> None:
     """The copy would get certificates for ever, or the owner would lose its own to it."""
     owner = fleet.joined("pump-01")
