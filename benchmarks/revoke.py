@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,10 +24,11 @@ from benchmarks import _fleet
 from benchmarks._sessions import Door, Sessions, allow_descriptors
 from enroll import service
 from enroll.registry import Registry
+from enroll.service.revocation import REVOKED_AT_ONCE
 from fleet.identity import DeviceId
 
 BAR_SECONDS = 1.0  # DESIGN section 10, for 10,000 sessions
-_GROUP = 200  # as many as the bulk commands revoke in a transaction
+_GROUP = REVOKED_AT_ONCE
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,20 +49,29 @@ def main(arguments: Sequence[str]) -> int:
             began = time.perf_counter()
             with Sessions(Door(home, broker.port), devices) as sessions, Registry.open(home.registry) as registry:
                 print_sessions(broker, len(sessions), time.perf_counter() - began)
-                singly = [each for device in chosen[:half] for each in revoke(registry, sessions, [device])]
+                singly = [revoke(registry, sessions, [device]) for device in chosen[:half]]
                 groups = [chosen[at : at + _GROUP] for at in range(half, len(chosen), _GROUP)]
-                together = [each for group in groups for each in revoke(registry, sessions, group)]
+                together = [revoke(registry, sessions, group) for group in groups]
     are_met = [report("one after the other", singly), report(f"{_GROUP} in a commit", together)]
     return 0 if all(are_met) else 1
 
 
-def revoke(registry: Registry, sessions: Sessions, devices: Sequence[DeviceId]) -> list[float]:
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Devices that were revoked in one transaction: how long it took, and each session's end, from its beginning on."""
+
+    transaction: float
+    ends: list[float]
+
+
+def revoke(registry: Registry, sessions: Sessions, devices: Sequence[DeviceId]) -> Cut:
     """Revoke in one transaction; the seconds until each of their sessions ended."""
     began = time.perf_counter()
     with registry.group():
         for device in devices:
             service.revoke(registry, device, by="bench", now=datetime.now(UTC))
-    return [at - began for at in sessions.wait_for_ends(devices).values()]
+    committed = time.perf_counter()
+    return Cut(committed - began, [at - began for at in sessions.wait_for_ends(devices).values()])
 
 
 def print_sessions(broker: _fleet.Server, count: int, seconds: float) -> None:
@@ -72,11 +83,13 @@ def print_sessions(broker: _fleet.Server, count: int, seconds: float) -> None:
     )
 
 
-def report(how: str, seconds: Sequence[float]) -> bool:
+def report(how: str, cuts: Sequence[Cut]) -> bool:
     """Print the distribution; whether the bar is met."""
+    seconds = [end for cut in cuts for end in cut.ends]
     percentiles = statistics.quantiles(seconds, n=100, method="inclusive")
     is_met = percentiles[98] < BAR_SECONDS
     p50, p99, longest = (1000 * value for value in (percentiles[49], percentiles[98], max(seconds)))
     print(f"revoke to disconnect, {len(seconds)} {how}: p50 {p50:.1f} ms  p99 {p99:.1f} ms  max {longest:.1f} ms")
+    print(f"  of that the transaction: p50 {1000 * statistics.median(cut.transaction for cut in cuts):.1f} ms")
     print(f"  bar: p99 < {BAR_SECONDS:.0f} s: {'met' if is_met else 'MISSED'}  (load average {os.getloadavg()[0]:.1f})")
     return is_met

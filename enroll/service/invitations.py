@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Final
 
 from enroll import audit
 from enroll import tokens as rules
@@ -13,13 +12,12 @@ from enroll.registry import Registry, Transaction, approvals, identity
 from enroll.registry import tokens as token_rows
 from enroll.registry.records import Approval, Reason, TokenRecord
 from enroll.service import administration
+from enroll.service.revocation import REVOKED_AT_ONCE
 from enroll.service.waiting import deny_open
 from enroll.tokens import TokenOrder
 from fleet.errors import Denied, InvalidInput, NotFound
 from fleet.identity import DeviceId, Role
 from fleet.join import Token
-
-REVOKED_AT_ONCE: Final = 200  # a transaction keeps every device that enrols waiting
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from enroll.registry.records import CertificateRecord, CertificateState, Reason,
 from fleet.errors import NotFound
 from fleet.identity import DeviceId, Serial
 
-REVOKED_AT_ONCE: Final = 200  # a transaction keeps every device that enrols waiting
+REVOKED_AT_ONCE: Final = 100  # a transaction keeps every device that enrols waiting, and its first line the last
 
 
 @dataclass(frozen=True, slots=True)
