@@ -61,6 +61,13 @@ def lift_rates(home: AdminHome) -> None:
         config.write("\n[broker.limits]\nmessages_per_second = 1_000_000\nbytes_per_second = 1_000_000_000\n")
 
 
+def forget_all(home: AdminHome) -> None:
+    """Have the broker keep sessions in memory only."""
+    text = home.config.read_text(encoding="utf-8")
+    assert "\n[broker]\n" in text
+    home.config.write_text(text.replace("\n[broker]\n", "\n[broker]\ndurable = false\n"), encoding="utf-8")
+
+
 def add_clients(home: AdminHome, ids: Sequence[str], role: Role = Role.DEVICE) -> dict[DeviceId, IdentityFiles]:
     """Enrol principals without the wire: registered, announced, their files in the home."""
     now, found = datetime.now(UTC), {}

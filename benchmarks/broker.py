@@ -38,6 +38,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "paced-10k-0": Steady(10_000, 200, 0),
     "paced-10k-1": Steady(10_000, 200, 1),
     "churn": Steady(2_000, 50, 0, has_churn=True),
+    "kept": Steady(2_000, 50, 1, is_kept=True),
     "commands-100": OneOf(100, 1, None),
     "commands-1k": OneOf(1_000, 1, None),
     "commands-5k": OneOf(5_000, 1, None),
@@ -63,6 +64,8 @@ def main(arguments: Sequence[str]) -> int:
     repeats = 1 if options.quick else options.repeats
     with tempfile.TemporaryDirectory() as folder, pinned(LOAD_CPU):
         home = _fleet.new_home(Path(folder) / "fleet")
+        if options.not_durable:
+            _fleet.forget_all(home)
         _fleet.lift_rates(home)
         fleet = Fleet.of(home, max(DEVICES.get(name, _FEWEST_DEVICES) for name in chosen))
         outcomes: list[Outcome] = []
@@ -84,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--messages", type=int, default=100_000, help="of a saturated run (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a paced run (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="of everything, medians count (default: %(default)s)")
+    parser.add_argument("--not-durable", action="store_true", help="ours with [broker] durable = false")
     parser.add_argument("--write", action="store_true", help="write results of some scenarios too")
     parser.add_argument("--into", type=Path, default=report.RESULTS, help="where results are written")
     return parser

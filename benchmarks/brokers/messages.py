@@ -123,6 +123,7 @@ class Steady:
     devices: int
     qos: int
     has_churn: bool = False
+    is_kept: bool = False  # the subscriber's session is not clean: a durable broker has each message on disk first
 
     def run(self, fleet: Fleet, broker: Contender, size: Size) -> Outcome | None:
         if broker.name == SHIPPED and self.rate > 2000:
@@ -130,6 +131,9 @@ class Steady:
         *devices, changing = list(fleet.devices)[: self.devices + 1]
         frames = [Frames(telemetry(device), self.qos, len(PAYLOAD)) for device in devices]
         with Swarm(fleet, broker) as swarm:
+            if self.is_kept:
+                swarm.close(swarm.open([(broker.operator, None)]))  # clean: nothing is left of a run before
+                swarm.kept = broker.operator
             reader, subscriber, *writers = swarm.open(
                 [
                     (broker.operator, (TELEMETRY, self.qos)),
@@ -144,6 +148,8 @@ class Steady:
                 result = _warm(load.run, int(self.rate * size.seconds))
             assert reader.received
         name = f"paced {self.rate:,}/s over {self.devices}, QoS {self.qos}{', churn' * self.has_churn}"
+        if self.is_kept:
+            return _outcome(f"{name}, to a session that is kept", broker, result, None)
         return _outcome(name, broker, result, Bar(1.3))
 
 

@@ -36,7 +36,7 @@ class Wire:
 
     __slots__ = (
         *("_backed_up", "_in", "_out", "_tls", "_unsent"),
-        *("id", "ready_after", "received", "rest", "sock", "stage", "wants"),
+        *("id", "is_clean", "ready_after", "received", "rest", "sock", "stage", "wants"),
     )
 
     def __init__(
@@ -45,6 +45,7 @@ class Wire:
         self.id = id
         self._backed_up = backed_up
         self.wants = wants
+        self.is_clean = True  # otherwise the broker keeps the session, and where it is durable its messages
         self.stage = Stage.HANDSHAKE
         self.received = 0  # messages
         self.rest = b""
@@ -122,7 +123,8 @@ class Wire:
         if self._tls.version() != "TLSv1.3":
             raise Refused(f"not TLS 1.3: {self._tls.version()}")
         name = text(self.id)
-        body = b"\x00\x04MQTT\x04\x82\x00\x00" + name + name  # amqtt knows no other user name
+        flags = b"\x82" if self.is_clean else b"\x80"
+        body = b"\x00\x04MQTT\x04" + flags + b"\0\0" + name + name  # amqtt knows no other user name
         self.stage = Stage.CONNACK
         self.send(b"\x10" + bytes((len(body),)) + body)
 
@@ -159,6 +161,7 @@ class Swarm:
         self._wires: dict[int, Wire] = {}
         self._backed_up: set[Wire] = set()
         self.refused: list[Wire] = []
+        self.kept: DeviceId | None = None  # whose session is not clean
         self.is_tolerant = False  # whether a connection that is not let in is counted and no more
         # One context: OpenSSL copies the certificate into each connection as it is made.
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -202,6 +205,7 @@ class Swarm:
         files = self._fleet.files(id)
         self._context.load_cert_chain(files.certificate, files.key)
         wire = Wire(id, self._context, self.broker.port, wants, self._backed_up)
+        wire.is_clean = id != self.kept
         self._wires[wire.sock.fileno()] = wire
         self._epoll.register(wire.sock, select.EPOLLOUT)
         return wire
