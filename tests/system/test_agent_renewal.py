@@ -28,7 +28,7 @@ from tests.unit.device_agent.servers import http_answer, read_request, tls_serve
 
 @pytest.fixture(scope="module", name="fleet")
 def _fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
-    with live_fleet(tmp_path_factory.mktemp("renewal"), with_broker=True, toml=lives(30)) as fleet:
+    with live_fleet(tmp_path_factory.mktemp("renewal"), with_broker=True, toml=lives(45)) as fleet:
         yield fleet
 
 
@@ -85,7 +85,7 @@ def test_certificates_renew_by_themselves_under_telemetry(fleet: LiveFleet) -> N
     """Each renewal would cost messages; `./dev soak renewals` goes through twenty."""
 
     def once_by_itself_then_twice_when_asked(agent: Agent) -> None:
-        until_renewed(1, 40)(agent)
+        until_renewed(1, 60)(agent)
         for _ in range(2):
             renew(agent.home).check()
 
@@ -244,12 +244,12 @@ def test_a_service_that_is_away_when_it_is_due_is_waited_for(fleet: LiveFleet) -
     with Agent(joined(fleet, "pump-23")).wait_ready() as agent:
         port = service_address(fleet)[1]
         fleet.service.stop()
-        agent.wait_for_line("renewal.failed .*code=unreachable", stream="stderr", seconds=40)
+        agent.wait_for_line("renewal.failed .*code=unreachable", stream="stderr", seconds=60)
         assert "online" == status_of(agent.home)["state"]
         fleet.service = fleet.stack.enter_context(
             Program("enroll", "serve", "--home", fleet.home.path, "--listen", f"127.0.0.1:{port}")
         )
-        agent.wait_for_line("renewal.confirmed", stream="stderr", seconds=40)
+        agent.wait_for_line("renewal.confirmed", stream="stderr", seconds=60)
         assert 2 == agent.stderr.count("connection.ready")
         assert "connection.failed" not in agent.stderr
 
