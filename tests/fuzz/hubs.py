@@ -11,7 +11,9 @@ from broker.engine import Reason, Rules
 from broker.engines.amqtt.admission import Admitted
 from broker.engines.amqtt.hub import Hub
 from broker.engines.amqtt.identity import PeerIdentity
+from broker.engines.amqtt.journal import Batch, Journal, StoredRetained
 from broker.engines.amqtt.packets import Connect
+from broker.engines.amqtt.restore import snapshot
 from broker.engines.amqtt.session import FleetSession
 from fleet.directory import Entry
 from fleet.identity import DeviceId, Principal, Role, Serial, State
@@ -42,9 +44,15 @@ class Wire:
 
     principal: Principal
     serial: Serial
-    is_congested: bool = False
+    journal: Journal | None = None
+    has_stopped_reading: bool = False
     ended: Reason | None = None
     sent: list[bytes] = field(default_factory=list)
+    held: list[tuple[int, bytes, bool]] = field(default_factory=list)
+
+    @property
+    def is_congested(self) -> bool:
+        return self.has_stopped_reading or any(is_door for _, _, is_door in self.held)
 
     def send(self, frame: bytes) -> None:
         assert self.ended is None, "written to after its end"
@@ -53,10 +61,26 @@ class Wire:
         self.sent.append(frame)
 
     def send_after(self, commit: int, frame: bytes, *, is_door: bool = False) -> None:
-        self.send(frame)
+        if self.journal is None or (not self.held and commit <= self.journal.committed):
+            self.send(frame)
+        else:
+            assert commit <= self.journal.number, "it waits for what is not noted"
+            self.held.append((commit, frame, is_door))
+
+    def committed(self, session: FleetSession) -> None:
+        """What waited for the disk goes out."""
+        assert self.journal is not None
+        while self.held and self.held[0][0] <= self.journal.committed:
+            _, frame, is_door = self.held.pop(0)
+            self.send(frame)
+            if is_door and frame[0] == 0x20:
+                session.send_again()
+            elif is_door:
+                session.pump()
 
     def end(self, reason: Reason, detail: str = "") -> None:
         self.ended = reason
+        self.held.clear()
 
     def published(self) -> Iterator[tuple[str, int, int]]:
         """Topic, QoS and packet id of each PUBLISH."""
@@ -83,14 +107,59 @@ def _multiple(owner: DeviceId) -> int:
     return LIMITS.multiple_for(next(principal.role for principal in PRINCIPALS if principal.id == owner))
 
 
+class Disk:
+    """What a store would hold after the batches that it was given."""
+
+    def __init__(self) -> None:
+        self.batch = Batch()
+
+    def write(self, batch: Batch) -> None:
+        """As `Store.write`."""
+        kept = self.batch
+        kept.absorb(batch)
+        kept.done.clear()
+        assert not kept.moved, "a message went out that is not there"
+        gone = batch.purged
+        kept.purged.clear()
+        kept.sessions = {number: each for number, each in kept.sessions.items() if number not in gone}
+        kept.queued = {row: each for row, each in kept.queued.items() if each.session not in gone}
+        kept.filters = {key: qos for key, qos in kept.filters.items() if key[0] not in gone and qos is not None}
+        kept.owed = {key: qos for key, qos in kept.owed.items() if key[0] not in gone and qos is not None}
+        kept.received = {key: is_there for key, is_there in kept.received.items() if key[0] not in gone and is_there}
+        kept.retained = {topic: each for topic, each in kept.retained.items() if each is not None}
+        kept.wills = {client_id: each for client_id, each in kept.wills.items() if each is not None}
+
+
+def told(batch: Batch) -> dict[str, object]:
+    """What a batch says, but for the time that somebody left, and who sent what is under way."""
+    return {
+        "sessions": {number: (each.client_id, each.owner, each.epoch) for number, each in batch.sessions.items()},
+        "filters": batch.filters,
+        "owed": batch.owed,
+        "received": batch.received,
+        "retained": {topic: _told_of(each) for topic, each in batch.retained.items() if each is not None},
+        "wills": batch.wills,
+        "queued": {
+            row: (each.session, each.publish, each.qos, each.retain, each.packet_id, each.is_released)
+            for row, each in batch.queued.items()
+        },
+    }
+
+
+def _told_of(kept: StoredRetained) -> tuple[object, ...]:
+    """Whose enrolment a topic is of counts for what the device is told."""
+    return kept.message, kept.owner, kept.owner_epoch, "/down/" in kept.message.topic and kept.subject_epoch
+
+
 class SmallBroker:
     """A hub and its directory: two devices and an operator, admitted at first."""
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal | None = None) -> None:
         self.directory = Directory()
-        self.hub = Hub(
-            Rules(DEFAULT_POLICY, self.directory, _look_up, lambda: True), LIMITS, lambda: NOW, lambda _: None
-        )
+        self.journal = journal
+        self.disk = Disk()
+        rules = Rules(DEFAULT_POLICY, self.directory, _look_up, lambda: True)
+        self.hub = Hub(rules, LIMITS, lambda: NOW, lambda _: None, journal)
         self.seq = 0
         self.wires: list[tuple[Wire, FleetSession]] = []
         for principal in PRINCIPALS:
@@ -114,9 +183,27 @@ class SmallBroker:
         decision = self.hub.decide(connect, PeerIdentity(who.id, serial, NOW))
         if not isinstance(decision, Admitted):
             return None
-        wire = Wire(who, serial)
+        wire = Wire(who, serial, self.journal)
         self.wires.append((wire, self.hub.register(connect, decision, serial, "?", wire)))
         return self.wires[-1]
+
+    def commit(self, *, fails: bool = False) -> None:
+        """All that was noted reaches the disk, or does not and is part of the next."""
+        assert self.journal is not None
+        number, batch = self.journal.number, self.journal.take()
+        if fails:
+            self.journal.give_back(batch)
+            return
+        self.disk.write(batch)
+        self.journal.committed = number
+        for wire, session in self.live():
+            wire.committed(session)
+
+    def what_is_on_disk_is_what_there_is(self) -> None:
+        """Nothing was changed that was not noted."""
+        self.commit()
+        there, _ = snapshot(self.hub)
+        assert told(there) == told(self.disk.batch)
 
     def check(self) -> None:
         """Everything that has to be true at any time."""

@@ -77,7 +77,7 @@ class _Client:
             case 4 if session is not None:
                 self._broker.hub.leave(session, Reason.LOST)
             case 5 if session is not None and self._wire is not None:
-                self._wire.is_congested = not self._wire.is_congested
+                self._wire.has_stopped_reading = not self._wire.has_stopped_reading
                 if not self._wire.is_congested:
                     session.pump()
             case _:

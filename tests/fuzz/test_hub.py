@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from broker.engine import Reason
+from broker.engines.amqtt.journal import Journal
 from broker.engines.amqtt.packets import (
     Connect,
     Disconnect,
@@ -44,9 +45,9 @@ SUFFIX = st.sampled_from(["", "", "", ":1", ":2"])
 class HubMachine(RuleBasedStateMachine):
     """Drives a hub as listeners would."""
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal | None = None) -> None:
         super().__init__()
-        self.broker = SmallBroker()
+        self.broker = SmallBroker(journal)
         self.hub, self.directory, self.live = self.broker.hub, self.broker.directory, self.broker.live
 
     @rule(who=WHO, suffix=SUFFIX, clean=st.booleans(), will=WILLS)
@@ -95,7 +96,7 @@ class HubMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def stop_or_go_on_reading(self, data: st.DataObject) -> None:
         wire, session = data.draw(st.sampled_from(self.live()), "who")
-        wire.is_congested = not wire.is_congested
+        wire.has_stopped_reading = not wire.has_stopped_reading
         if not wire.is_congested:
             session.pump()
 
@@ -125,4 +126,23 @@ def _publish(topic: str, payload: bytes, qos: int, id: int, retain: bool) -> Pub
     return message
 
 
+class DurableHubMachine(HubMachine):
+    """The same with a disk, whose commits come when they please and may fail."""
+
+    def __init__(self) -> None:
+        super().__init__(Journal(lambda: None, lambda: None))
+
+    @rule(fails=st.booleans())
+    def commit(self, fails: bool) -> None:
+        self.broker.commit(fails=fails)
+
+    @rule()
+    def compare(self) -> None:
+        self.broker.what_is_on_disk_is_what_there_is()
+
+    def teardown(self) -> None:
+        self.broker.what_is_on_disk_is_what_there_is()
+
+
 TestHub = pytest.mark.fuzz(HubMachine.TestCase)
+TestDurableHub = pytest.mark.fuzz(DurableHubMachine.TestCase)
