@@ -149,7 +149,7 @@ def parse(chunks: Iterable[bytes], bounds: Bounds) -> tuple[list[Item], End]:
     try:
         for chunk in chunks:
             found.extend(item(packet) for packet in parser.feed(chunk))
-            assert len(parser._held) < bounds.packet_bytes, "more is held than the packet that is not complete"
+            assert len(parser.held) < bounds.packet_bytes, "more is held than the packet that is not complete"
     except ProtocolViolation:
         return found, End.MALFORMED
     return found, End.WITHIN_A_PACKET if parser.is_within_packet else End.BETWEEN_PACKETS
