@@ -431,6 +431,27 @@ def test_a_take_over_waits_for_what_its_predecessor_was_promised(site: Site) -> 
             reader.sync()
 
 
+def test_who_was_let_in_after_a_wait_is_read_whatever_waits_for_the_disk_next(site: Site) -> None:
+    """A reader with messages of QoS 2 would never be heard again, and cut for it."""
+    with site.running() as broker:
+        subscribed(broker, site.admin, (ALL_UP, 2))
+        with join(broker, site.admin, present=True) as old, broker.peer(site.admin) as new:
+            site.disk.goes_on.clear()
+            old.send(mqtt.unsubscribe("devices/+/up/#", id=2), mqtt.subscribe((ALL_UP, 2), id=3))
+            old.send(mqtt.publish("x", b"not allowed, and so told"))
+            broker.wait_event(Denied)
+            new.send(mqtt.connect("admin", clean=False))
+            broker.wait_event(Disconnected, lambda e: e.reason is Reason.TAKEN_OVER)
+            with broker.join(site.valve) as valve:
+                valve.send(mqtt.publish(VALVE_UP, b"waits", 2, 1))
+                valve.send(mqtt.publish("x", b"not allowed, and so told"))
+                broker.wait_event(Denied, lambda e: e.client.client_id == "valve-1")
+            site.disk.goes_on.set()
+            assert mqtt.ACCEPTED_PRESENT == new.receive()
+            assert mqtt.publish(VALVE_UP, b"waits", 2, 1) == new.receive()
+            new.sync()
+
+
 def test_a_disk_that_is_full_promises_nothing_and_says_so(site: Site) -> None:
     """What was acknowledged would be lost; or the broker would end, and devices with it."""
     with site.running() as broker:

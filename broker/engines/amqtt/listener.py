@@ -186,11 +186,10 @@ class Connection(asyncio.Protocol):
             is_let_in = is_let_in or (is_door and self._held is not None)
             if is_door:
                 self._open()
-        if waiting:
-            return
-        self._after = None
-        self._door.holding.pop(self, None)
-        if is_let_in or self._is_held_back:
+        if not waiting:
+            self._after = None
+            self._door.holding.pop(self, None)
+        if is_let_in or (self._is_held_back and not waiting):
             self._is_held_back = False
             self._nobody_looked()
             self._go_on()
