@@ -93,7 +93,7 @@ class Ledger:
     _messages: dict[Key, Message] = field(default_factory=dict)
     _subscriptions: defaultdict[str, list[Subscription]] = field(default_factory=lambda: defaultdict(list))
     _came: defaultdict[str, dict[Key, int]] = field(default_factory=lambda: defaultdict(dict))
-    _last: dict[tuple[str, str, Kind, int], int] = field(default_factory=dict)
+    _last: dict[tuple[str, str, Kind, int, int], int] = field(default_factory=dict)
     _numbers: Counter[tuple[str, Kind, int]] = field(default_factory=Counter)
 
     def fault(self, text: str) -> None:
@@ -190,7 +190,8 @@ class Ledger:
             return
         if key.kind is Kind.WILL:
             return
-        lane = subscriber, key.publisher, key.kind, key.qos
+        # MQTT-4.6.0-6: in order per QoS. One of QoS 2 waits for the disk, while others may pass.
+        lane = subscriber, key.publisher, key.kind, key.qos, qos
         last = self._last.get(lane, 0)
         if key.number < last:
             self.fault(f"{subscriber}: {key} came after number {last}")
