@@ -1,7 +1,8 @@
 """The broker itself: sessions, routes, retained messages, and what each packet does to them. No IO, no waiting.
 
 Every method runs to its end before another packet or directory change is looked at, so whoever was found admitted is
-still admitted when it is registered.
+still admitted when it is registered. That is why it is one file, and longer than others: what a packet, a change of the
+directory and a kept session do to the same state stands side by side.
 """
 
 from __future__ import annotations

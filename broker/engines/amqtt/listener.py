@@ -1,4 +1,8 @@
-"""One connection from its first byte to its last: TLS, identity, CONNECT, packets, deadlines, flow control."""
+"""One connection from its first byte to its last: TLS, identity, CONNECT, packets, deadlines, flow control.
+
+Longer than a file should be: each packet passes through nearly all of a connection's state, and an object for each
+concern would cost every message a look-up for every step between them.
+"""
 
 from __future__ import annotations
 
