@@ -22,6 +22,7 @@ from enroll.registry import Registry, Transaction, endings, feed, identity, line
 from enroll.registry.lineage import AlarmKind, AlarmRecord
 from enroll.registry.records import LIVE, CertificateRecord, CertificateState, PrincipalRecord, Reason
 from enroll.service.admission import NotAllowed, Peer, holder
+from enroll.service.grace import plan_ends
 from enroll.service.waiting import Asker
 from fleet.errors import Denied, InvalidInput, NotFound
 from fleet.identity import DeviceId, Serial
@@ -242,6 +243,9 @@ def resolve(registry: Registry, id: DeviceId, keep: Serial, *, by: str, now: dat
 
 def _go_on(transaction: Transaction, decision: Decision, now: datetime) -> None:
     lineage.clear(transaction, decision.device)
+    live = identity.live_certificates_of(transaction, decision.device)
+    in_use = max((each.generation for each in live if each.state is CertificateState.CONFIRMED), default=0)
+    plan_ends(transaction, (each for each in live if each.generation < in_use), now)  # `freeze` had called it off
     if decision.has_ended:
         lineage.keep(transaction, decision.kept.serial, now)
     feed.announce(transaction, decision.device)

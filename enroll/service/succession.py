@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 from enroll import audit
@@ -11,13 +11,11 @@ from enroll.registry import Registry, Transaction, endings, feed, identity, revo
 from enroll.registry.records import LIVE, CertificateRecord, CertificateState
 from enroll.service import lineage
 from enroll.service.admission import Peer, admit, holder
+from enroll.service.grace import plan_ends
 from enroll.service.lineage import Forked
 from enroll.service.waiting import Asker
 from fleet.identity import DeviceId, Principal, Serial
 
-GRACE: Final = timedelta(minutes=10)
-"""How long a predecessor goes on: what else on the device has opened it (`mosquitto_pub`, a script) may finish."""
-_GRACE_OF_LIFE: Final = 10
 _NOBODY_KNOWN: Final = Asker()
 _ENDED_AT_ONCE: Final = 200  # a transaction keeps every device that enrols waiting
 
@@ -63,8 +61,7 @@ def _confirm_or_freeze(transaction: Transaction, serial: Serial, now: datetime, 
 def _confirm(transaction: Transaction, peer: Peer, older: list[CertificateRecord], asker: Asker, now: datetime) -> None:
     certificate = peer.certificate
     lineage.note_use(transaction, certificate, asker, now)
-    for each in older:
-        endings.plan(transaction, each.serial, now + grace_of(each))
+    plan_ends(transaction, older, now)
     audit.record(
         transaction,
         now,
@@ -73,11 +70,6 @@ def _confirm(transaction: Transaction, peer: Peer, older: list[CertificateRecord
         serial=certificate.serial,
         generation=certificate.generation,
     )
-
-
-def grace_of(certificate: CertificateRecord) -> timedelta:
-    """How long it goes on beside its successor: GRACE, or a tenth of a short life."""
-    return min(GRACE, (certificate.not_after - certificate.not_before) / _GRACE_OF_LIFE)
 
 
 def end_due(registry: Registry, now: datetime) -> list[tuple[DeviceId, Serial]]:

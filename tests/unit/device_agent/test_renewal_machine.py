@@ -64,6 +64,7 @@ class Device(RuleBasedStateMachine):
         self.confirmed: Serial | None = None
         self.pending: Serial | None = None
         self.old: Serial | None = None
+        self.revoked: Serial | None = None
         self.issued = 0
         self.ends: dict[Serial, datetime] = {}
         self.given: dict[str, Serial] = {}  # to the key in which folder
@@ -239,7 +240,7 @@ class Device(RuleBasedStateMachine):
     @precondition(lambda self: self.pending is not None)
     @rule()
     def an_admin_revokes_the_pending_one(self) -> None:
-        self.pending = None
+        self.revoked, self.pending = self.pending, None
 
     # The connection, which the broker decides by the serial.
 
@@ -294,14 +295,25 @@ class Device(RuleBasedStateMachine):
         if self.confirmed is None:
             return
         if not self.is_good(self.confirmed):
-            assert self._is_signer_found(), "the key that the service waits for is gone"
+            is_found = self._is_signer_found() or self._will_fall_back() or self._is_meant()
+            assert is_found, "the key that the service waits for is gone"
             return
         whole = {self.in_use}
         for each in (self.succession.previous(), self.succession.candidate()):
             whole |= {each.credential.serial} if each else set()
         assert whole & self.admitted, "nothing that it has is taken"
 
-    @precondition(lambda self: self.confirmed is not None)
+    def _will_fall_back(self) -> bool:
+        """The one in use is refused by the broker, and not for its age: the one before it is in its place then."""
+        previous = self.succession.previous()
+        has_key = previous is not None and previous.credential.serial == self.confirmed
+        return has_key and self.is_good(self.in_use) and self.in_use not in self.admitted
+
+    def _is_meant(self) -> bool:
+        """What it uses was revoked, and has expired since: an admin wants this device out, and it stays so."""
+        return self.in_use == self.revoked and not self.is_good(self.in_use)
+
+    @precondition(lambda self: self.confirmed is not None and not self._is_meant())
     @rule()
     def all_goes_well_for_a_while(self) -> None:
         """In the end it is online with a certificate that is taken, and confirmed."""

@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from enroll import service
 from enroll.registry import endings, feed, identity, lineage, log, revocations
 from enroll.registry.records import Reason
+from enroll.service.grace import GRACE
 from enroll.service.lineage import NOTED_EVERY, Decision, plan, resolve
-from enroll.service.succession import GRACE, confirm, end_due
+from enroll.service.succession import confirm, end_due
 from fleet import est, pki
 from fleet.errors import Denied, InvalidInput, NotFound
 from fleet.est import EstRequest, EstResponse

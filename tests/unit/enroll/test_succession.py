@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from enroll.pacing import MAX_WAIT_SECONDS, Pacer
 from enroll.registry import endings, feed, identity, log
 from enroll.service.enrolment import RENEWALS_PER_WINDOW
-from enroll.service.succession import GRACE, end_due
+from enroll.service.grace import GRACE
+from enroll.service.succession import end_due
 from fleet import est, pki
 from fleet.est import EstRequest, EstResponse
 from fleet.identity import DeviceId, Serial
