@@ -310,10 +310,10 @@ class Device(RuleBasedStateMachine):
         return has_key and self.is_good(self.in_use) and self.in_use not in self.admitted
 
     def _is_meant(self) -> bool:
-        """What it uses was revoked, and has expired since: an admin wants this device out, and it stays so."""
-        return self.in_use == self.revoked and not self.is_good(self.in_use)
+        """What it uses was revoked, and all else has expired since: an admin may want this device out."""
+        return self.in_use == self.revoked
 
-    @precondition(lambda self: self.confirmed is not None and not self._is_meant())
+    @precondition(lambda self: self.confirmed is not None and self.in_use != self.revoked)
     @rule()
     def all_goes_well_for_a_while(self) -> None:
         """In the end it is online with a certificate that is taken, and confirmed."""
