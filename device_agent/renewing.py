@@ -121,9 +121,12 @@ class Renewing:
             return spare
         nameless = replace(asking, shows_certificate=False)
         try:
-            return self._certified(nameless, self._recover(nameless), is_recovery=True)
+            made = self._certified(nameless, self._recover(nameless), is_recovery=True)
         except NotExpired:
             raise refused from None
+        if spare is not None:
+            self._store.remove(spare.folder)  # has ended, and would be taken for one that was used
+        return made
 
     def _recover(self, asking: _Asking) -> Callable[[bytes], list[x509.Certificate]]:
         signers = [Signer(each.folder, is_newer) for each, is_newer in self._succession.newest_first()]

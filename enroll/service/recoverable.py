@@ -10,13 +10,16 @@ from enroll.registry import Registry, Transaction, identity, overview, revocatio
 from enroll.registry.records import LIVE, ApprovalRecord, CertificateRecord, CertificateState, Revocation
 from enroll.service.admission import NotAllowed, Peer, holder
 from fleet.errors import NotFound
-from fleet.identity import Role, Serial
+from fleet.identity import DeviceId, Role, Serial
 
 _ENROL_AGAIN: Final = "enrol again with a new token: enroll token create --replace"
 
 
 class NeverConfirmed(NotAllowed):
     """The certificate before it is the one that its device is known to have used."""
+
+    def __init__(self, device: DeviceId) -> None:
+        super().__init__(f"this certificate of {device} was never confirmed", hint="use the one before it")
 
 
 class NotExpired(NotAllowed):
@@ -33,7 +36,7 @@ def recoverable(transaction: Transaction, serial: Serial) -> Peer:
     if record.principal.role is not Role.DEVICE:
         raise NotAllowed(f"{record.principal} is no device: its certificate does not recover", hint=_ENROL_AGAIN)
     if certificate.state is CertificateState.PENDING:
-        raise NeverConfirmed(f"this certificate of {record.id} was never confirmed", hint="use the one before it")
+        raise NeverConfirmed(record.id)
     live = identity.live_certificates_of(transaction, record.id)
     later = [each for each in live if each.generation > certificate.generation]
     if certificate.state not in LIVE or any(each.state is CertificateState.CONFIRMED for each in later):

@@ -19,7 +19,7 @@ from enroll.service.admission import NotAllowed, Peer, holder
 from enroll.service.certification import key_digest
 from enroll.service.enrolment import Certifiable, Enrolment
 from enroll.service.issuance import Issued, given
-from enroll.service.recoverable import NotExpired, recoverable, successors
+from enroll.service.recoverable import NeverConfirmed, NotExpired, recoverable, successors
 from enroll.service.waiting import Asker, Waiting, Wanted
 from fleet import pki, recovery
 from fleet.config import DEFAULT_RECOVERY_GRACE
@@ -65,6 +65,9 @@ class Recovery:
         asked = Certifiable(csr, key_digest(csr.public_key))
         with self.enrolment.registry.read() as transaction:
             shown = holder(transaction, serial)
+            # it tried twice, and switched itself off before it could say that it uses the first
+            if now >= shown.certificate.not_after and lineage.never_used(transaction, shown.certificate):
+                raise NeverConfirmed(shown.record.id)
         lineage.check_not_ended(self.enrolment.registry, shown, asker, now)
         with self.enrolment.registry.write() as transaction:
             peer = recoverable(transaction, serial)

@@ -212,6 +212,20 @@ def test_a_key_that_was_never_confirmed_does_not_recover(office: Office) -> None
     certificate_in(pump.recover(next_key=new_key()))
 
 
+def test_of_two_keys_that_were_never_confirmed_neither_decides(office: Office, pump: Sleeper) -> None:
+    """A device that twice lost its power before it could confirm, and slept, is lost, or takes itself for a clone."""
+    unused = copy(pump)
+    second_key = new_key()
+    unused.use(certificate_in(pump.recover(next_key=second_key)), second_key)
+    unused.oversleep()
+    third = certificate_in(pump.recover(next_key=new_key()))
+    office.wait(third.not_valid_after_utc - office.now + SECOND)
+    assert ["1 confirmed", "2 superseded", "3 pending"] == states(office)
+    refused = unused.recover(next_key=new_key())
+    assert (403, est.NEVER_CONFIRMED) == (refused.status, refused.headers[est.PROBLEM_HEADER])
+    assert request_in(pump.recover(next_key=new_key())), "half a year after the last confirmed one it is for an admin"
+
+
 def test_a_revoked_device_never_comes_back(office: Office, pump: Sleeper) -> None:
     """Revocation would end with the certificate."""
     office.revoke("pump-07")
