@@ -120,7 +120,7 @@ def _expiry(not_after: datetime, now: datetime) -> str:
 def _renewal(fields: dict[str, Any]) -> str:
     """When, or why not; an alarm first."""
     at = f"{parse_time(fields['next_at']):%Y-%m-%d %H:%M:%S} UTC" if "next_at" in fields else ""
-    alarm = "ALARM, the end is near; " if fields.get("is_alarming") else ""
+    alarm = "ALARM: " if fields.get("is_alarming") else ""
     if fields.get("failures"):
         times = "once" if fields["failures"] == 1 else f"{fields['failures']} times"
         return f"{alarm}failed {times} ({fields['code']}): {fields['words']}; again at {at}"
