@@ -20,6 +20,8 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
 NOTICES = "fleet/notices/#"
 ALL_UP = "devices/+/up/#"
 ALL_DOWN = "devices/+/down/#"
+UP_CHANNELS = ("telemetry", "events", "status", "hello", "state", "results", "jobs")
+"""What devices publish on: the level behind `up`."""
 
 
 class InvalidTopic(InvalidInput):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
@@ -20,6 +21,7 @@ WhereOption = Annotated[
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 
 BATCH: Final = 500  # of one transaction
+_MAX_REMEMBERED: Final = 10_000
 _Item = TypeVar("_Item")
 
 
@@ -38,3 +40,37 @@ def batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
     """The items, so many at a time as one transaction takes."""
     for start in range(0, len(items), BATCH):
         yield items[start : start + BATCH]
+
+
+class Members:
+    """Who fits, by now: each is looked up when it is asked about, and again once anybody has written to the registry.
+
+    Not thread-safe, as the registry's mark is not.
+    """
+
+    def __init__(self, registry: Registry, wanted: Filter) -> None:
+        self._registry = registry
+        self._wanted = wanted
+        self._mark = registry.commit_mark()
+        self._known: dict[str, bool] = {}
+
+    def is_anybody(self) -> bool:
+        """Whether there is one at all. Raises: RegistryUnavailable."""
+        return bool(self._page(self._wanted))
+
+    def has(self, id: DeviceId) -> bool:
+        """Whether this one fits. Raises: RegistryUnavailable."""
+        if self._mark.has_moved() or len(self._known) >= _MAX_REMEMBERED:
+            self._known.clear()
+        if id not in self._known:
+            self._known[id] = bool(self._page(replace(self._wanted, pattern=id)))
+        return self._known[id]
+
+    def close(self) -> None:
+        self._mark.close()
+
+    def _page(self, wanted: Filter) -> Sequence[object]:
+        from enroll.registry import overview
+
+        with self._registry.read() as transaction:
+            return overview.page(transaction, wanted, None, 1)

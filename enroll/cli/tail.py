@@ -1,4 +1,7 @@
-"""`enroll tail`: what devices say, as it is said; with the operator's own identity, as any client would."""
+"""`enroll tail`: what devices say, as it is said; with the operator's own identity, as any client would.
+
+A terminal that does not keep up is waited for: nothing is read from the broker meanwhile, which keeps what it may.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,18 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from enroll.cli.options import HomeOption, admin_home, clock, now, open_registry, token_bytes
 from enroll.cli.output import say
+from enroll.cli.selected import Members, WhereOption
 from fleet import messages
 from fleet.errors import FleetError, InvalidInput, NotFound, Unreachable, printable
 from fleet.identity import DeviceId, Server
 from fleet.layout import AdminHome, decode_credential, decode_run_file
-from fleet.topics import ALL_UP, own_up
 
 if TYPE_CHECKING:
     from enroll.mqtt_client import Connection, Incoming
@@ -29,6 +32,17 @@ _LONGEST_DELAY = 10.0
 
 def tail(
     id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Only of this one.", show_default="all")] = None,
+    group: Annotated[str | None, typer.Option(metavar="G", help="Only of those in the group.")] = None,
+    where: WhereOption = None,
+    channel: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--channel",
+            metavar="NAME",
+            help="Only telemetry, events, results ..., or telemetry/STREAM.",
+            show_default="all",
+        ),
+    ] = None,
     count: Annotated[
         int | None, typer.Option("--count", "-n", min=1, metavar="N", help="End after N messages.")
     ] = None,
@@ -37,13 +51,22 @@ def tail(
     ] = "text",
     home: HomeOption = None,
 ) -> None:
-    """Print messages as they arrive, until Ctrl-C."""
+    """Print messages as they arrive, until Ctrl-C.
+
+    Who joins a group, or begins to fit, is heard from then on.
+    """
+    from enroll.listening import topic_filters
+
     if output not in ("text", "json"):
         raise InvalidInput(f"{output[:40]!r} is not an output", hint="text or json")
-    where, device = admin_home(home), None if id is None else DeviceId(id)
+    if id is not None and (group is not None or where is not None):
+        raise InvalidInput("an ID stands alone", hint="enroll tail ID, or --group, or --where")
+    device = None if id is None else DeviceId(id)
+    filters, at = topic_filters(device, channel or ()), admin_home(home)
     if device is not None:
-        _check_known(where, device)
-    _Tail(where, ALL_UP if device is None else own_up(device), output == "json", count).run()
+        _check_known(at, device)
+    with _chosen(at, group, where) as is_wanted:
+        _Tail(at, filters, is_wanted, output == "json", count).run()
 
 
 def _check_known(home: AdminHome, device: DeviceId) -> None:
@@ -55,10 +78,36 @@ def _check_known(home: AdminHome, device: DeviceId) -> None:
             raise NotFound(f"there is no {device}", hint="enroll device list")
 
 
+@contextlib.contextmanager
+def _chosen(home: AdminHome, group: str | None, where: str | None) -> Iterator[Callable[[str], bool]]:
+    """Whether a topic's device is meant. Raises: NotFound for a group of nobody, which is mistyped more often."""
+    from enroll.registry.overview import Filter
+    from enroll.selection import parse
+
+    if group is None and where is None:
+        yield lambda _topic: True
+        return
+    wanted = Filter(group=group, where=None if where is None else parse(where))
+    with open_registry(home) as registry, contextlib.closing(Members(registry, wanted)) as members:
+        if not members.is_anybody():
+            if where is None:
+                raise NotFound(f"nobody is in {group}", hint="enroll device list -o json shows who is where")
+            say("nobody fits yet")
+        yield lambda topic: members.has(DeviceId(topic.split("/")[1]))
+
+
 class _Tail:
-    def __init__(self, home: AdminHome, topic_filter: str, as_json: bool, count: int | None) -> None:
+    def __init__(
+        self,
+        home: AdminHome,
+        filters: Sequence[str],
+        is_wanted: Callable[[str], bool],
+        as_json: bool,
+        count: int | None,
+    ) -> None:
         self._home = home
-        self._filter = topic_filter
+        self._filters = filters
+        self._is_wanted = is_wanted
         self._as_json = as_json
         self._left = count
         self._client_id = f"{_operator(home)}:tail-{token_bytes(4).hex()}"
@@ -89,11 +138,11 @@ class _Tail:
         login = Login(str(operator.trust), operator.identity, self._client_id, clock=clock)
         connection = Connection.open(login, endpoints(url), time.monotonic)
         try:
-            connection.subscribe([self._filter], time.monotonic)
+            connection.subscribe(self._filters, time.monotonic)
         except BaseException:
             connection.close()
             raise
-        say(f"listening to {self._filter}")
+        say(f"listening to {', '.join(self._filters)}")
         return connection
 
     def _try_again(self) -> Connection | None:
@@ -113,6 +162,8 @@ class _Tail:
         for message in arrived:
             if self._left == 0:
                 break
+            if not self._is_wanted(message.topic):
+                continue
             print(_json_line(message) if self._as_json else _text_line(message))
             self._left = None if self._left is None else self._left - 1
         sys.stdout.flush()

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import signal
+import struct
+import subprocess
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,10 +19,13 @@ from fleet.identity import DeviceId
 from fleet.messages import Envelope, HelloMessage, ResultMessage, ResultState
 from fleet.topics import Hello, Result
 from tests import mqtt
+from tests.deadlines import within
 from tests.mqtt import Peer
-from tests.processes import Program
+from tests.processes import Program, command_line, environment, run
+from tests.system import exports
 from tests.system.agents import LiveFleet, live_fleet
 from tests.system.brokers import enrol, peer
+from tests.system.exports import until
 
 ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
 
@@ -77,3 +86,72 @@ def test_send_fails_if_the_answer_was_too_large_to_be_kept(fleet: LiveFleet) -> 
         "error: pump-2 did it, but the output was too large to be kept",
         "hint: have it answer with less",
     ]
+
+
+def test_tail_of_a_group_follows_who_joins_it(fleet: LiveFleet) -> None:
+    """An admin who watches a group would miss its newest device, or see those of others."""
+    with (
+        exports.connected(fleet, "fan-1") as first,
+        exports.connected(fleet, "fan-2") as second,
+        exports.connected(fleet, "lamp-1") as other,
+    ):
+        fleet.enroll("device", "group", "fan-1", "--add", "fans")
+        tail = ("tail", "--home", fleet.home.path, "-o", "json", "--channel", "telemetry/load")
+        with (
+            Program("enroll", *tail, "--group", "fans", "-n", 2) as of_group,
+            Program("enroll", *tail, "--where", "group=fans and not id=fan-1", "-n", 1) as of_others,
+        ):
+            of_others.wait_for_line("nobody fits yet", stream="stderr")
+            for each in (of_group, of_others):
+                each.wait_for_line("listening to devices/\\+/up/telemetry/load/#$", stream="stderr")
+            for device in (other, second, first):
+                device.publish(1)
+                device.publish(1, "another")
+            of_group.wait_for_line("fan-1")
+            fleet.enroll("device", "group", "fan-2", "--add", "fans")
+            for device in (other, second):
+                device.publish(1)
+            assert (0, 0) == (of_group.wait(), of_others.wait())
+    said = [(line["topic"], line["payload"]["data"]) for line in map(json.loads, of_group.stdout.splitlines())]
+    assert [("devices/fan-1/up/telemetry/load", {"n": 1}), ("devices/fan-2/up/telemetry/load", {"n": 3})] == said
+    assert ["devices/fan-2/up/telemetry/load"] == [json.loads(line)["topic"] for line in of_others.stdout.splitlines()]
+
+
+def test_tail_waits_for_a_terminal_that_does_not_keep_up(fleet: LiveFleet) -> None:
+    """A paused terminal would lose messages, fill the memory, or could not be left with Ctrl-C."""
+    with (
+        exports.connected(fleet, "pump-3") as device,
+        subprocess.Popen(
+            command_line("enroll", "tail", "pump-3", "-o", "json", "--home", fleet.home.path),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as tail,
+    ):
+        assert tail.stdout is not None
+        assert tail.stderr is not None
+        capacity = fcntl.fcntl(tail.stdout, fcntl.F_SETPIPE_SZ, 4096)
+
+        pipe = tail.stdout.fileno()
+
+        def is_stuck() -> bool:
+            (waiting,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+            return bool(waiting > capacity - 512)  # a line or two
+
+        assert tail.stderr.readline().startswith("listening")
+        device.publish(200)
+        until(is_stuck, tail.poll)
+        shown = [json.loads(tail.stdout.readline())["payload"]["data"]["n"] for _ in range(200)]
+        assert [*range(1, 201)] == shown
+        device.publish(200)
+        until(is_stuck, tail.poll)
+        tail.send_signal(signal.SIGINT)
+        assert 130 == tail.wait(within(20))
+        assert "" == tail.stderr.read()
+
+
+def test_tail_of_a_group_of_nobody_says_so(fleet: LiveFleet) -> None:
+    """An admin would wait for ever for a group that is mistyped."""
+    done = run("enroll", "tail", "--group", "pmups", "--home", fleet.home.path)
+    assert (3, "error: nobody is in pmups") == (done.returncode, done.stderr.splitlines()[0])
