@@ -22,7 +22,8 @@ def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> No
     import enroll.registry.endings
     import enroll.registry.lineage
     import enroll.registry.messaging
-    import enroll.registry.revocations  # noqa: F401 - its tables are in the same metadata
+    import enroll.registry.revocations
+    import enroll.registry.uploads  # noqa: F401 - its tables are in the same metadata
 
     with Registry.open(tmp_path / "registry.db") as registry, registry.read() as transaction:
         context = MigrationContext.configure(transaction, opts={"compare_type": True})
