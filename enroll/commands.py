@@ -42,16 +42,21 @@ def send(registry: Registry, device: DeviceId, order: Order, giver: Giver) -> Co
     Raises: NotFound, Denied (it may not connect), InvalidInput (it is no device, or the message too large),
     RegistryUnavailable.
     """
-    _check_size(device, order, giver)
     with registry.write() as transaction:
-        found = identity.find_principal(transaction, device)
-        if found is None:
-            raise NotFound(f"there is no {device}", hint="enroll device list")
-        if found.principal.role is not Role.DEVICE:
-            raise InvalidInput(f"{device} is of role {found.principal.role}", hint="commands are for devices")
-        if found.state is not State.ACTIVE:
-            raise Denied(f"{device} is {found.state}", hint=f"enroll device show {device}")
-        return _queue(transaction, found, order, giver)
+        return give(transaction, device, order, giver)
+
+
+def give(transaction: Transaction, device: DeviceId, order: Order, giver: Giver) -> CommandRecord:
+    """As `send`, within its caller's transaction. Raises: NotFound, Denied, InvalidInput."""
+    _check_size(device, order, giver)
+    found = identity.find_principal(transaction, device)
+    if found is None:
+        raise NotFound(f"there is no {device}", hint="enroll device list")
+    if found.principal.role is not Role.DEVICE:
+        raise InvalidInput(f"{device} is of role {found.principal.role}", hint="commands are for devices")
+    if found.state is not State.ACTIVE:
+        raise Denied(f"{device} is {found.state}", hint=f"enroll device show {device}")
+    return _queue(transaction, found, order, giver)
 
 
 def send_all(registry: Registry, devices: Iterable[DeviceId], order: Order, giver: Giver) -> list[CommandRecord]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fleet.address import Address as Address  # noqa: PLC0414 - part of this module, too
 from fleet.address import parse_address as parse_address  # noqa: PLC0414
@@ -15,18 +15,21 @@ from fleet.errors import FleetError, InvalidInput
 from fleet.identity import DeviceId, Role, TrustDomain
 from fleet.limits import Limits
 from fleet.policy import DEFAULT_RULES, Action, Policy, Rule
+from fleet.uploads import UploadLimits
 
 DEFAULT_ENROLL_LISTEN: Final = "0.0.0.0:8443"
 DEFAULT_BROKER_LISTEN: Final = "0.0.0.0:8883"
 DEFAULT_CRL_LISTEN: Final = "0.0.0.0:8080"
 DEFAULT_RECOVERY_GRACE: Final = timedelta(days=180)
 DEFAULT_SESSION_EXPIRY: Final = timedelta(days=14)
+DEFAULT_UPLOADS: Final = UploadLimits()
 OFF: Final = "off"
 
 _LIFE: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
-_ENROLL_KEYS: Final = {"listen", "pairing", "life", "crl_listen", "recovery_grace"}
+_ENROLL_KEYS: Final = {"listen", "pairing", "life", "crl_listen", "recovery_grace", "uploads"}
 _BROKER_KEYS: Final = {"listen", "limits", "metrics", "durable", "session_expiry"}
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_Bounds = TypeVar("_Bounds", Limits, UploadLimits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class FleetConfig:
     `enroll_life`: by profile, how long a client's certificate lives; the profile's own life where it says nothing.
     `recovery_grace`: for how long after its end a device's certificate recovers without an admin.
     `session_expiry`: how long the broker keeps the session of a client that does not come.
+    `uploads`: how much devices may send on request.
     """
 
     trust_domain: TrustDomain
@@ -78,6 +82,7 @@ class FleetConfig:
     recovery_grace: timedelta = DEFAULT_RECOVERY_GRACE
     broker_durable: bool = True
     session_expiry: timedelta = DEFAULT_SESSION_EXPIRY
+    uploads: UploadLimits = DEFAULT_UPLOADS
 
 
 def load(text: str) -> FleetConfig:
@@ -114,13 +119,14 @@ class _Reader:
         rules = tuple(self._rules())
         if domain is None or enroll_listen is None or broker_listen is None:
             return None
-        limits = self._limits()
+        limits = self._limits("broker", "limits", Limits)
         policy = Policy(DEFAULT_RULES + rules)
         pairing, metrics, life = self._switch("enroll", "pairing"), self._metrics(), dict(self._lives())
         first = (domain, hosts, crl_url, enroll_listen, broker_listen, limits, policy)
         found = FleetConfig(*first, pairing, metrics, life, self._crl_listen(), self._recovery_grace())
         is_durable = self._switch("broker", "durable", default=True)
-        return replace(found, broker_durable=is_durable, session_expiry=self._session_expiry())
+        uploads = self._limits("enroll", "uploads", UploadLimits)
+        return replace(found, broker_durable=is_durable, session_expiry=self._session_expiry(), uploads=uploads)
 
     def _trust_domain(self) -> TrustDomain | None:
         try:
@@ -201,21 +207,22 @@ class _Reader:
             return None
         return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
 
-    def _limits(self) -> Limits:
-        known = {field.name: type(field.default) for field in fields(Limits)}
-        broker = self.table.get("broker", {})
-        table = broker.get("limits", {}) if isinstance(broker, dict) else {}
+    def _limits(self, section: str, name: str, kind: type[_Bounds]) -> _Bounds:
+        """The numbers of one table, each above 0; a default where it has none."""
+        known = {field.name: type(field.default) for field in fields(kind)}
+        above, where = self.table.get(section, {}), f"{section}.{name}"
+        table = above.get(name, {}) if isinstance(above, dict) else {}
         if not isinstance(table, dict):
-            self.problems.append("broker.limits is not a table")
-            return Limits()
-        self._refuse_unknown("broker.limits.", table, set(known))
-        good = {name: value for name, value in table.items() if name in known}
-        for name, value in list(good.items()):
+            self.problems.append(f"{where} is not a table")
+            return kind()
+        self._refuse_unknown(f"{where}.", table, set(known))
+        good = {key: value for key, value in table.items() if key in known}
+        for key, value in list(good.items()):
             is_whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (is_whole or (known[name] is float and isinstance(value, float))) or not 0 < value < 2**53:
-                self.problems.append(f"broker.limits.{name} is not a {'whole ' * (known[name] is int)}number above 0")
-                del good[name]
-        return Limits(**good)
+            if not (is_whole or (known[key] is float and isinstance(value, float))) or not 0 < value < 2**53:
+                self.problems.append(f"{where}.{key} is not a {'whole ' * (known[key] is int)}number above 0")
+                del good[key]
+        return kind(**good)
 
     def _rules(self) -> Iterator[Rule]:
         table = self._section("policy", {"rules"})
