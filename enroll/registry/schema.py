@@ -255,9 +255,40 @@ presence: Final = Table(
     Column("agent", Text, nullable=False),
     Column("changed_at", Instant, nullable=False),
     Column("last_seen", Instant, nullable=False),
+    Column("claimed", Boolean, nullable=False, server_default=false()),
+    Column("said", Text, nullable=False, server_default=""),
+    Column("boot", String(64), nullable=False, server_default=""),
+    Column("session", BigInteger, nullable=False, server_default=text("0")),
+    Column("address", Text, nullable=False, server_default=""),
+    Column("broker", Text, nullable=False, server_default=""),
+    Column("changes", BigInteger, nullable=False, server_default=text("0")),
     Index(None, "online", "principal"),
 )
-"""Who is connected, as dispatch heard. `last_seen` moves with each status, hello and result, not with telemetry."""
+"""Who is connected, as dispatch heard. `last_seen` moves with each status, hello and result, not with telemetry.
+
+`claimed` and `said` are the device's own word, its last status; `boot`, `session` and `address` are the broker's, of
+the session that it has or had. `changes` counts what went into the history.
+"""
+
+presence_changes: Final = Table(
+    "presence_changes",
+    metadata,
+    Column("principal", ForeignKey("principals.id"), primary_key=True),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("online", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("said", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("broker", Text, nullable=False),
+    Column("before", Instant, nullable=True),
+    sqlite_with_rowid=False,
+)
+"""How each came and went, the last so many: a new one takes the slot of the oldest, so nothing grows.
+
+`before`: since when it had been what it then ceased to be. A gap between numbers: so many were not worth a line.
+"""
 
 commands: Final = Table(
     "commands",
