@@ -65,6 +65,11 @@ class AdminHome:
         return self.path / "crl" / f"{name}.crl"
 
     @property
+    def uploads(self) -> Path:
+        """What devices have sent on request."""
+        return self.path / "uploads"
+
+    @property
     def enroll_server(self) -> IdentityFiles:
         """What the enrollment service shows."""
         return self._identity(self.path / "enroll" / "server")
@@ -73,6 +78,11 @@ class AdminHome:
     def dispatch(self) -> IdentityFiles:
         """The service principal that dispatch connects as."""
         return self._identity(self.path / "enroll" / "dispatch")
+
+    @property
+    def dispatch_signing(self) -> IdentityFiles:
+        """What dispatch signs with what it sends to devices; no principal, and no TLS certificate."""
+        return self._identity(self.path / "enroll" / "signing")
 
     @property
     def broker(self) -> Path:
