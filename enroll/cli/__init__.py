@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import sys
 
 import typer
@@ -25,7 +24,7 @@ def main() -> int:
     except typer.TyperException as error:
         return _report_usage(error)
     except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
+        return 130
     except (BrokenPipeError, SystemExit):  # the second is typer's for the first
         return _reader_gone()
     return status if isinstance(status, int) else 0
@@ -37,20 +36,7 @@ def _report_usage(error: typer.TyperException) -> int:
     return 2
 
 
-def _interrupted() -> int:
-    """As a program that SIGINT ended: what nobody reads is not waited for, which the interpreter would at its flush."""
-    out = select.poll()
-    out.register(sys.stdout.fileno(), select.POLLOUT)
-    if not out.poll(0):
-        _drop_stdout()
-    return 130
-
-
 def _reader_gone() -> int:
     """As a program that SIGPIPE ended, and nothing more is said: the interpreter would complain at its own flush."""
-    _drop_stdout()
-    return 141
-
-
-def _drop_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
