@@ -11,7 +11,7 @@ import json
 import re
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import accumulate
@@ -25,6 +25,8 @@ MAX_MESSAGE_BYTES: Final = 65_536
 MAX_TELEMETRY_BYTES: Final = 131_072  # as AWS IoT Core
 MAX_PRESENCE_BYTES: Final = 16_384  # status and hello: two texts of 1024 characters, even if each is escaped
 MAX_CONTROL_BYTES: Final = 4096
+MAX_SIGNATURE_BYTES: Final = 512  # what `fleet.downlink` adds to a message
+MAX_DOWN_BYTES: Final = MAX_MESSAGE_BYTES - MAX_SIGNATURE_BYTES
 _MAX_SERIAL_CHARS: Final = 40
 _MAX_HARDWARE_CHARS: Final = 64
 MAX_DEPTH: Final = 32
@@ -196,16 +198,20 @@ class StatusMessage:
 
 @dataclass(frozen=True, slots=True)
 class HelloMessage:
-    """Asks for what is due. `serial` and `hardware`: which certificate and which machine it says that it has."""
+    """Asks for what is due. `serial` and `hardware`: which certificate and which machine it says that it has.
+
+    `state`: what it has of its state, as `fleet.state.Marks`; empty from an agent that does not keep any.
+    """
 
     envelope: Envelope
     agent_version: str = ""
     serial: str = ""
     hardware: str = ""
+    state: JsonObject = field(default_factory=dict)
 
     def encode(self) -> bytes:
         says = {"agent": self.agent_version, "serial": self.serial, "hardware": self.hardware}
-        return encode_object(self.envelope.fields() | says)
+        return encode_object(self.envelope.fields() | says | ({"state": self.state} if self.state else {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +266,7 @@ class ControlMessage:
 def decode_control(payload: bytes, device: DeviceId) -> ControlMessage:
     """A control to `device`; the agent bounds what it asks for. Raises: InvalidMessage."""
     fields = decode_object(payload, max_bytes=MAX_CONTROL_BYTES)
-    _check_version_and_sender(fields, device)
+    check_version_and_sender(fields, device)
     seconds = fields.get("reconnect_seconds")
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds < 0:
         raise InvalidMessage("reconnect_seconds is not a number from 0")
@@ -278,7 +284,10 @@ def decode_hello(payload: bytes, device: DeviceId) -> HelloMessage:
     """A hello of `device`. Raises: InvalidMessage."""
     fields = decode_object(payload, max_bytes=MAX_PRESENCE_BYTES)
     serial, hardware = _text(fields, "serial", _MAX_SERIAL_CHARS), _text(fields, "hardware", _MAX_HARDWARE_CHARS)
-    return HelloMessage(read_envelope(fields, device), _text(fields, "agent"), serial, hardware)
+    state = fields.get("state", {})
+    if not isinstance(state, dict):
+        raise InvalidMessage("state is not an object")
+    return HelloMessage(read_envelope(fields, device), _text(fields, "agent"), serial, hardware, state)
 
 
 def decode_result(payload: bytes, device: DeviceId) -> ResultMessage:
@@ -291,14 +300,15 @@ def decode_result(payload: bytes, device: DeviceId) -> ResultMessage:
 def decode_command(payload: bytes, device: DeviceId) -> CommandMessage:
     """A command to `device`. Raises: InvalidMessage."""
     fields = decode_object(payload)
-    _check_version_and_sender(fields, device)
+    check_version_and_sender(fields, device)
     args = fields.get("args")
     if not isinstance(args, dict):
         raise InvalidMessage("args is not an object")
     return CommandMessage(device, parse_time(fields.get("ts")), parse_time(fields.get("deadline")), args)
 
 
-def _check_version_and_sender(fields: JsonObject, device: DeviceId) -> None:
+def check_version_and_sender(fields: JsonObject, device: DeviceId) -> None:
+    """Raises: InvalidMessage unless this program reads the message, and it is of or to `device`."""
     if type(fields.get("v")) is not int or fields["v"] != VERSION:
         raise InvalidMessage(f"v is {str(fields.get('v'))[:20]!r}, this program reads {VERSION}")
     if fields.get("id") != device:
@@ -307,7 +317,7 @@ def _check_version_and_sender(fields: JsonObject, device: DeviceId) -> None:
 
 def read_envelope(fields: JsonObject, device: DeviceId) -> Envelope:
     """The envelope among `fields` of a message of `device`. Raises: InvalidMessage."""
-    _check_version_and_sender(fields, device)
+    check_version_and_sender(fields, device)
     boot, seq = fields.get("boot"), fields.get("seq")
     if not (isinstance(boot, str) and 0 < len(boot) <= 64):
         raise InvalidMessage("boot is not a text of 1 to 64 characters")

@@ -20,9 +20,11 @@ def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> No
     """A column is in the code and not in the database, or the other way round."""
     import enroll.registry.boots
     import enroll.registry.endings
+    import enroll.registry.jobs
     import enroll.registry.lineage
     import enroll.registry.messaging
     import enroll.registry.revocations
+    import enroll.registry.state
     import enroll.registry.uploads  # noqa: F401 - its tables are in the same metadata
 
     with Registry.open(tmp_path / "registry.db") as registry, registry.read() as transaction:
