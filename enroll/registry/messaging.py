@@ -83,8 +83,8 @@ _PRESENCE = select(
 _SEEN = update(presence).where(presence.c.principal == bindparam("of")).values(last_seen=bindparam("at"))
 
 
-def add_command(transaction: Connection, record: CommandRecord) -> None:
-    """Add a command to a principal that is there."""
+def add_command(transaction: Connection, record: CommandRecord, job: int | None = None) -> None:
+    """Add a command to a principal that is there; `job`: the number of the job that it is part of."""
     transaction.execute(
         _ADD,
         {
@@ -100,6 +100,7 @@ def add_command(transaction: Connection, record: CommandRecord) -> None:
             "changed_at": record.changed_at,
             "output": record.output,
             "error": record.error,
+            "job": job,
         },
     )
 

@@ -290,6 +290,10 @@ presence_changes: Final = Table(
 `before`: since when it had been what it then ceased to be. A gap between numbers: so many were not worth a line.
 """
 
+_OF_A_JOB: Final = "job IS NOT NULL"
+UNCOUNTED: Final = f"{_OF_A_JOB} AND counted != state AND state IN ('done', 'failed', 'expired')"
+"""What a job has not heard of yet: the condition of an index, word for word."""
+
 commands: Final = Table(
     "commands",
     metadata,
@@ -306,12 +310,17 @@ commands: Final = Table(
     Column("output", Text, nullable=True),  # a JSON value
     Column("error", Text, nullable=False),
     Column("is_due", Boolean, nullable=False, server_default=false()),
+    Column("job", Integer, nullable=True),
+    Column("counted", String(16), nullable=False, server_default=""),
     Index(None, "state", "deadline"),
     Index(None, "device", "state"),
     Index(None, "is_due", sqlite_where=text("is_due = 1"), postgresql_where=text("is_due")),
+    Index(None, "job", "state", "counted", sqlite_where=text(_OF_A_JOB), postgresql_where=text(_OF_A_JOB)),
+    Index(None, "number", sqlite_where=text(UNCOUNTED), postgresql_where=text(UNCOUNTED)),
     sqlite_autoincrement=True,
 )
 """Orders to devices, in the order they were given. `epoch`: who takes over an id does not inherit its commands.
 
 `is_due`: queued, and its device is online. Those for who is away may be a million, and are not looked at.
+`job`: the number of the job that it is part of, which has counted it as `counted`; not yet if that is empty.
 """
