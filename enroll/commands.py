@@ -13,7 +13,7 @@ from enroll.registry import Registry, Transaction, identity, messaging
 from enroll.registry.records import CommandRecord, CommandState, PrincipalRecord
 from fleet.errors import Denied, InvalidInput, NotFound
 from fleet.identity import DeviceId, Role, State
-from fleet.messages import CommandMessage, JsonObject, encode_object
+from fleet.messages import MAX_DOWN_BYTES, CommandMessage, InvalidMessage, JsonObject, encode_object
 
 _ID_BYTES: Final = 10
 
@@ -46,9 +46,11 @@ def send(registry: Registry, device: DeviceId, order: Order, giver: Giver) -> Co
         return give(transaction, device, order, giver)
 
 
-def give(transaction: Transaction, device: DeviceId, order: Order, giver: Giver) -> CommandRecord:
-    """As `send`, within its caller's transaction. Raises: NotFound, Denied, InvalidInput."""
-    _check_size(device, order, giver)
+def give(
+    transaction: Transaction, device: DeviceId, order: Order, giver: Giver, job: int | None = None
+) -> CommandRecord:
+    """As `send`, within its caller's transaction, and for the job of that number. Raises: NotFound, Denied, ..."""
+    check_size(device, order, giver)
     found = identity.find_principal(transaction, device)
     if found is None:
         raise NotFound(f"there is no {device}", hint="enroll device list")
@@ -56,7 +58,7 @@ def give(transaction: Transaction, device: DeviceId, order: Order, giver: Giver)
         raise InvalidInput(f"{device} is of role {found.principal.role}", hint="commands are for devices")
     if found.state is not State.ACTIVE:
         raise Denied(f"{device} is {found.state}", hint=f"enroll device show {device}")
-    return _queue(transaction, found, order, giver)
+    return _queue(transaction, found, order, giver, job)
 
 
 def send_all(registry: Registry, devices: Iterable[DeviceId], order: Order, giver: Giver) -> list[CommandRecord]:
@@ -67,24 +69,29 @@ def send_all(registry: Registry, devices: Iterable[DeviceId], order: Order, give
     queued = []
     with registry.write() as transaction:
         for device in devices:
-            _check_size(device, order, giver)
+            check_size(device, order, giver)
             found = identity.find_principal(transaction, device)
             if found is not None and found.principal.role is Role.DEVICE and found.state is State.ACTIVE:
                 queued.append(_queue(transaction, found, order, giver))
     return queued
 
 
-def _check_size(device: DeviceId, order: Order, giver: Giver) -> None:
-    CommandMessage(device, giver.now, order.deadline, order.args).encode()
+def check_size(device: DeviceId, order: Order, giver: Giver) -> None:
+    """What is sent is signed, and an agent reads no more than `MAX_MESSAGE_BYTES`. Raises: InvalidInput."""
+    size = len(CommandMessage(device, giver.now, order.deadline, order.args).encode())
+    if size > MAX_DOWN_BYTES:
+        raise InvalidMessage(f"the message has {size} bytes, the limit is {MAX_DOWN_BYTES}")
 
 
-def _queue(transaction: Transaction, found: PrincipalRecord, order: Order, giver: Giver) -> CommandRecord:
+def _queue(
+    transaction: Transaction, found: PrincipalRecord, order: Order, giver: Giver, job: int | None = None
+) -> CommandRecord:
     command = base64.b32encode(giver.token_bytes(_ID_BYTES)).decode().lower()
     text = encode_object(order.args).decode()
     record = CommandRecord(
         command, found.id, found.epoch, order.name, text, CommandState.QUEUED, giver.now, order.deadline, giver.now
     )
-    messaging.add_command(transaction, record)
+    messaging.add_command(transaction, record, job)
     audit.record(
         transaction, giver.now, "command.given", device=found.id, name=order.name, command=command, by=giver.by
     )
