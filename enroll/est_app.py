@@ -49,7 +49,9 @@ from enroll.service.lineage import Forked, check_may_renew, check_not_ended, is_
 from enroll.service.recoverable import NeverConfirmed, NotExpired
 from enroll.service.succession import confirm
 from enroll.tokens import TokenRefused, check_secret, check_unspent
-from fleet import directory, est, recovery
+from enroll.upload_store import NoSpace
+from enroll.uploads import TooMuch, WrongDigest, WrongOffset
+from fleet import directory, est, recovery, uploads
 from fleet.config import DEFAULT_RECOVERY_GRACE
 from fleet.errors import Denied, FleetError, InvalidInput, NotFound, printable
 from fleet.est import Csr, EstRequest, EstResponse, InvalidCsr
@@ -91,13 +93,19 @@ class _TooLarge(FleetError):
     """The body is over the limit."""
 
 
+class LengthRequired(FleetError):
+    """It is not said how long the body is."""
+
+
 class _WrongType(FleetError):
     """The body is of another media type."""
 
 
 # The first type that fits decides.
 _STATUSES: Final[tuple[tuple[type[FleetError], int], ...]] = (
+    (LengthRequired, 411),
     (_TooLarge, 413),
+    (TooMuch, 413),
     (_WrongType, 415),
     (_TooManyRefusals, 429),
     (_Unauthenticated, 401),
@@ -112,6 +120,9 @@ _STATUSES: Final[tuple[tuple[type[FleetError], int], ...]] = (
     (NotAllowed, 403),
     (Denied, 403),
     (NotFound, 404),
+    (WrongOffset, 409),
+    (WrongDigest, 422),
+    (NoSpace, 507),
     (RegistryUnavailable, 503),
     (IssuerEnding, 503),
     (TooManyWaiting, 503),
@@ -189,9 +200,13 @@ class EstApp:
         try:
             return self.admitted(request, Role.BROKER).certificate.serial
         except FleetError as error:
-            response = self._refused(request, error)
-            self._log_refusal(request, response)
-            return response
+            return self.refused(request, error)
+
+    def refused(self, request: EstRequest, error: FleetError) -> EstResponse:
+        """The answer to a request that is decided upon elsewhere; logged."""
+        response = self._refused(request, error)
+        self._log_refusal(request, response)
+        return response
 
     def fixed(self, request: EstRequest) -> EstResponse | None:
         """The answer that needs neither registry nor disk, if this is one of those requests; never blocks."""
@@ -244,6 +259,7 @@ class EstApp:
         if not (count := self._told.count(f"{response.status} {network}", self.monotonic())):
             return
         path = request.path if request.path in _ROUTES else "unknown"
+        path = uploads.PATH if uploads.id_in(request.path) else path
         reason = response.body.partition(b"\n")[0].decode()
         fields = {"path": path, "status": response.status, "address": request.address}
         _log.info(event("request.refused", **fields, reason=reason, count=count))

@@ -11,6 +11,8 @@ import contextlib
 import logging
 import re
 import ssl
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
 
@@ -22,8 +24,9 @@ from enroll.est_app import EstApp, refusal, too_large
 from enroll.listener import Listener
 from enroll.registry import RegistryUnavailable
 from enroll.slots import Holder
+from enroll.upload_app import Incoming, UploadApp
 from enroll.worker import Worker
-from fleet import directory, est
+from fleet import directory, est, uploads
 from fleet.clock import FlooredClock, format_http_date
 from fleet.config import Address
 from fleet.errors import FleetError, InvalidInput
@@ -35,10 +38,14 @@ _log = logging.getLogger(__name__)
 # RFC 7030, 3.2.2: it chooses among several CAs, and here is one
 _LABELLED = re.compile(re.escape(est.BASE) + r"/[A-Za-z0-9._~-]{1,64}(/[a-z]+)")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_SWEEP_SECONDS: Final = 60.0
+MAX_UPLOADS: Final = 64
+MAX_UPLOADS_PER_DEVICE: Final = 4
+"""Requests under way, each with a piece in memory."""
 
 
 class EnrollServer:
-    """Serves `app` and `feed` over TLS."""
+    """Serves `app`, `feed` and, where there are any, `files` over TLS."""
 
     def __init__(
         self,
@@ -47,8 +54,12 @@ class EnrollServer:
         context: ssl.SSLContext,
         limits: Limits,
         clock: FlooredClock | None = None,
+        files: UploadApp | None = None,
     ) -> None:
         self._app = app
+        self._files = files
+        self._file_worker = ThreadPoolExecutor(1, "uploads")
+        self._uploading = Counter[Holder]()
         self._feed = feed
         self._limits = limits
         self._clock = clock
@@ -72,7 +83,14 @@ class EnrollServer:
         self._listener.end_unasked()
         await self._wait_until_idle(self._limits.shutdown)
         await self._listener.end_all()
+        self._file_worker.shutdown()
         self._worker.close()
+
+    async def keep_swept(self) -> None:
+        """Remove uploads that are too old, for ever."""
+        while self._files is not None:
+            await asyncio.get_running_loop().run_in_executor(self._file_worker, self._files.sweep)
+            await asyncio.sleep(_SWEEP_SECONDS)
 
     async def _wait_until_idle(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -101,6 +119,8 @@ class EnrollServer:
             return _response(fixed)
         if asked.method == "GET" and asked.path == directory.PATH and "serial" not in asked.query:
             return await self._stream(request, asked)
+        if self._files is not None and asked.path.startswith(f"{uploads.PATH}/"):
+            return await self._upload(request, asked, self._files)
         try:
             with connection_of(request).reading():
                 body = await self._body(request)
@@ -125,6 +145,38 @@ class EnrollServer:
             while chunk := await request.content.readany():
                 body = _checked(body + chunk)
         return body
+
+    async def _upload(self, request: web.BaseRequest, asked: EstRequest, files: UploadApp) -> web.StreamResponse:
+        """One piece of a file, or what there is of it. What has come of a body that is cut short is kept."""
+        holder = connection_of(request).holder
+        if self._uploading.total() >= MAX_UPLOADS or self._uploading[holder] >= MAX_UPLOADS_PER_DEVICE:
+            return closing(_response(refusal(RegistryUnavailable("too many uploads at once", hint="try again soon"))))
+        self._uploading[holder] += 1
+        loop = asyncio.get_running_loop()
+        try:
+            begun = await loop.run_in_executor(self._file_worker, files.begin, asked)
+            if not isinstance(begun, Incoming):
+                answer = _response(begun)
+                return answer if begun.status == 200 else closing(answer)  # its body, if there is one, is not read
+            with connection_of(request).reading():
+                body = await self._piece(request, begun.piece.length)
+            answer = _response(await loop.run_in_executor(self._file_worker, files.put, begun, body))
+            return answer if len(body) == begun.piece.length else closing(answer)
+        finally:
+            self._uploading[holder] -= 1
+            if not self._uploading[holder]:
+                del self._uploading[holder]
+
+    async def _piece(self, request: web.BaseRequest, length: int) -> bytes:
+        """A body of `length` bytes, or what comes of it in time and before the connection ends."""
+        body = bytearray()
+        with contextlib.suppress(TimeoutError, OSError, web.RequestPayloadError, web.PayloadAccessError):
+            async with asyncio.timeout(self._limits.body):
+                while len(body) < length and (chunk := await request.content.readany()):
+                    body += chunk
+        if len(body) < length:
+            connection_of(request).expect_no_more()
+        return bytes(body)
 
     async def _work(self, request: EstRequest, holder: Holder) -> EstResponse:
         try:

@@ -29,6 +29,8 @@ from enroll.service import Enrolment
 from enroll.service.succession import end_due
 from enroll.timekeeping import Timekeeping
 from enroll.tls import ManufacturerTrust, server_context
+from enroll.upload_app import UploadApp
+from enroll.uploads import uploads_of
 from fleet.clock import FlooredClock
 from fleet.config import Address, FleetConfig
 from fleet.errors import FleetError
@@ -89,16 +91,18 @@ async def serving(
     timekeeping.settle(context)
     trust = ManufacturerTrust(context, registry)
     trust.refresh()
+    uploads = uploads_of(home, registry, config.uploads)
+    uploads.store.prepare()
     with ThreadPoolExecutor(1, "feed") as readers:
-        server = EnrollServer(
-            app, DirectoryFeed(registry, commits, readers), context, limits or Limits(), timekeeping.clock
-        )
+        feed, files = DirectoryFeed(registry, commits, readers), UploadApp(app, uploads, ports.clock)
+        server = EnrollServer(app, feed, context, limits or Limits(), timekeeping.clock, files)
         address = server.start(listen)
         following = asyncio.gather(
             trust.follow(commits, readers),
             _keep_renewed(renewal, ports.clock, readers),
             _keep_ending(registry, ports.clock, readers),
             _keep_showing(home.enroll_server, context),
+            server.keep_swept(),
             timekeeping.keep(context),
         )
         gc.collect()
