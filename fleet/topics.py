@@ -20,7 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
 NOTICES = "fleet/notices/#"
 ALL_UP = "devices/+/up/#"
 ALL_DOWN = "devices/+/down/#"
-UP_CHANNELS = ("telemetry", "events", "status", "hello", "state", "results", "jobs")
+UP_CHANNELS = ("telemetry", "events", "status", "hello", "state", "results", "jobs", "commands")
 """What devices publish on: the level behind `up`."""
 
 
@@ -108,6 +108,14 @@ class JobProgress(_DeviceTopic):
 
 
 @dataclass(frozen=True, slots=True)
+class DeclaredCommands(_DeviceTopic):
+    """Which commands the device takes, and with what arguments; QoS 1."""
+
+    def format(self) -> str:
+        return f"devices/{self.device}/up/commands"
+
+
+@dataclass(frozen=True, slots=True)
 class Command(_DeviceTopic):
     """An order with a deadline; QoS 1."""
 
@@ -162,6 +170,7 @@ Topic = (
     | ReportedState
     | Result
     | JobProgress
+    | DeclaredCommands
     | Command
     | DesiredState
     | Job
@@ -200,6 +209,8 @@ def _parse_device(device: DeviceId, direction: str, rest: list[str]) -> Topic | 
             return Result(device, check_name(command_id))
         case "up", ["jobs", job_id]:
             return JobProgress(device, check_name(job_id))
+        case "up", ["commands"]:
+            return DeclaredCommands(device)
         case "down", ["commands", name, command_id]:
             return Command(device, check_name(name), check_name(command_id))
         case "down", ["state"]:

@@ -57,6 +57,7 @@ def test_what_is_no_channel_is_refused(channel: str) -> None:
         topics.ReportedState(PUMP),
         topics.Result(PUMP, "a"),
         topics.JobProgress(PUMP, "a"),
+        topics.DeclaredCommands(PUMP),
     ],
 )
 def test_every_channel_can_be_named(topic: topics.Topic) -> None:

@@ -18,6 +18,7 @@ _channels = st.one_of(
     st.builds(topics.ReportedState, device_ids),
     st.builds(topics.Result, device_ids, names),
     st.builds(topics.JobProgress, device_ids, names),
+    st.builds(topics.DeclaredCommands, device_ids),
     st.builds(topics.Command, device_ids, names, names),
     st.builds(topics.DesiredState, device_ids),
     st.builds(topics.Job, device_ids, names),
