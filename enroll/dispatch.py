@@ -1,8 +1,8 @@
 """The fleet's own MQTT client: what devices say goes into the registry, what is due goes out to them.
 
 One thread does all of it, turn by turn: serve the network, sift what arrived, commit it in one transaction,
-acknowledge, publish what is due. A message is acknowledged once the registry has it, so whatever ends in between comes
-again; a command is `sent` once the broker has acknowledged it.
+acknowledge, publish what is due, signed. A message is acknowledged once the registry has it, so whatever ends in
+between comes again; a command is `sent` once the broker has acknowledged it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Final
 
 from enroll.backoff import Backoff
 from enroll.bookkeeping import Books
+from enroll.downlink import DownlinkSigner
 from enroll.files import stamp
 from enroll.greetings import Greetings
 from enroll.mqtt_client import Connection, Incoming, Login, endpoints
@@ -67,6 +68,7 @@ class Dispatch:
         self._books = Books(registry)
         self._greetings = Greetings()
         self._published = Sparsely(first=1)
+        self._signer = DownlinkSigner(home.dispatch_signing)
 
     def run(self) -> None:
         """Connect, serve, connect again; returns when stopped."""
@@ -101,7 +103,7 @@ class Dispatch:
         try:
             connection.subscribe(SUBSCRIPTIONS, self._ports.monotonic)
             _log.info(event("dispatch.online", broker=connection.endpoint))
-            session = Session(connection, self._books, self._greetings, self._ports, self._published)
+            session = Session(connection, self._books, self._greetings, self._ports, self._published, self._signer)
             while not self._stop.is_set():
                 session.turn(has_news=mark.has_moved())
         finally:
@@ -125,6 +127,7 @@ class Session:
     greetings: Greetings
     ports: Ports
     published: Sparsely
+    signer: DownlinkSigner
     _in_flight: dict[int, str] = field(default_factory=dict)  # packet id -> command id
     _next_deadline: datetime | None = None
     _is_fresh: bool = True
@@ -160,11 +163,15 @@ class Session:
         topic = topics.Command(command.device, command.name, command.id).format()
         args = messages.decode_object(command.args.encode())
         message = messages.CommandMessage(command.device, command.created_at, command.deadline, args)
-        self._in_flight[self.connection.publish(topic, message.encode())] = command.id
+        self._in_flight[self._publish(topic, message.encode(), command.deadline)] = command.id
         # Its device may ask for it every two seconds.
         if count := self.published.count(command.id, self.ports.monotonic()):
             fields = {"device": command.device, "name": command.name, "command": command.id}
             _log.info(event("command.published", **fields, count=count if count > 1 else None))
+
+    def _publish(self, topic: str, body: bytes, until: datetime) -> int:
+        """Send it signed, as all that goes to devices; its packet id. Raises: FleetError."""
+        return self.connection.publish(topic, self.signer.sign(topic, body, until))
 
     def _read(self, arrived: list[Incoming]) -> list[Report]:
         sifted = sift(arrived, self.books.aside)

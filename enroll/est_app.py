@@ -53,6 +53,7 @@ from enroll.upload_store import NoSpace
 from enroll.uploads import TooMuch, WrongDigest, WrongOffset
 from fleet import directory, est, recovery, uploads
 from fleet.config import DEFAULT_RECOVERY_GRACE
+from fleet.downlink import Chain
 from fleet.errors import Denied, FleetError, InvalidInput, NotFound, printable
 from fleet.est import Csr, EstRequest, EstResponse, InvalidCsr
 from fleet.identity import InvalidDeviceId, Role, Serial
@@ -167,7 +168,7 @@ class EstApp:
 
     `clock` is the time of day in UTC, `monotonic` seconds that never jump, `brokers` the addresses to connect to.
     `is_pairing` lets devices ask without a token (DESIGN section 3); `recovery_grace` is how long after its end a
-    certificate recovers by itself.
+    certificate recovers by itself. `signers`: whose signature devices are to believe.
     """
 
     enrolment: Enrolment
@@ -177,6 +178,7 @@ class EstApp:
     monotonic: Callable[[], float]
     is_pairing: bool = False
     recovery_grace: timedelta = DEFAULT_RECOVERY_GRACE
+    signers: Callable[[], tuple[Chain, ...]] = tuple
     _by_address: RateLimit = field(default_factory=lambda: RateLimit(REFUSALS_PER_ADDRESS))
     _by_token: RateLimit = field(default_factory=lambda: RateLimit(REFUSALS_PER_TOKEN))
     _by_certificate: RateLimit = field(default_factory=lambda: RateLimit(RECOVERIES_PER_CERTIFICATE))
@@ -375,6 +377,8 @@ class EstApp:
             "groups": list(check_live(peer).record.groups),
             "limits": {"max_telemetry_bytes": MAX_TELEMETRY_BYTES},
         }
+        if signers := self.signers():
+            fields["signers"] = [chain.texts() for chain in signers]
         with self.registry.read() as transaction:
             if is_frozen(transaction, peer):
                 fields["problem"] = est.IDENTITY_USED_TWICE

@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 from enroll.keys import Signer
 from fleet import pki
 from fleet.errors import FleetError, InvalidInput
-from fleet.identity import Principal, Server, TrustDomain, principal_uri, server_uri
+from fleet.identity import Principal, Server, Signatory, TrustDomain, principal_uri, server_uri, signatory_uri
 from fleet.pki import Profile, PublicKey
 
 MAX_COMMON_NAME_CHARS = 64  # X.520, ub-common-name
@@ -47,6 +47,11 @@ def server_names(domain: TrustDomain, server: Server, hosts: Sequence[str]) -> N
     common_name = hosts[0] if len(hosts[0]) <= MAX_COMMON_NAME_CHARS else server.value
     uri = x509.UniformResourceIdentifier(server_uri(domain, server))
     return Names(common_name, (*map(_host_name, hosts), uri))
+
+
+def signatory_names(domain: TrustDomain, signatory: Signatory) -> Names:
+    """The names of a signing key: what it signs, and its SPIFFE id."""
+    return Names(signatory.value, (x509.UniformResourceIdentifier(signatory_uri(domain, signatory)),))
 
 
 def _host_name(host: str) -> x509.GeneralName:

@@ -1,4 +1,4 @@
-"""The identities that a fleet makes for itself: its servers', broker's, dispatch's, and the first operator's.
+"""The identities that a fleet makes for itself: its servers', broker's, dispatch's two, and the first operator's.
 
 Each is a folder `NAME-N` with a key and a certificate, and a symbolic link `NAME` to the one in use, which is swapped
 atomically: whoever reads finds the old one or the new one. Whoever reads both files while it is swapped finds that they
@@ -20,13 +20,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from enroll import audit, keys
 from enroll.authority import Authority
 from enroll.home import make_private
-from enroll.issuer import client_names, server_names
+from enroll.issuer import client_names, server_names, signatory_names
 from enroll.registry import Transaction, feed, identity, revocations
 from enroll.registry.records import CertificateRecord, CertificateState, PrincipalRecord
 from enroll.service.certification import Order, certify, key_digest
 from fleet import pki
 from fleet.config import FleetConfig
-from fleet.identity import DISPATCH, DeviceId, Principal, Role, Server, State
+from fleet.identity import DISPATCH, DeviceId, Principal, Role, Server, Signatory, State
 from fleet.layout import AdminHome, Credential
 
 OPERATOR = Principal(Role.OPERATOR, DeviceId("admin"))
@@ -35,10 +35,13 @@ LOCAL_BROKER = Principal(Role.BROKER, DeviceId("broker"))
 
 @dataclass(frozen=True, slots=True)
 class OwnIdentity:
-    """One of them. `holder` is a principal, or which server it is; `state` is what its certificates are made as."""
+    """One of them. `holder` is a principal, or which server or signatory it is.
+
+    `state` is what its certificates are made as.
+    """
 
     link: Path
-    holder: Principal | Server
+    holder: Principal | Server | Signatory
     state: CertificateState = CertificateState.CONFIRMED
 
     @property
@@ -65,7 +68,13 @@ def own_identities(home: AdminHome) -> tuple[OwnIdentity, ...]:
         OwnIdentity(home.broker_revoked.certificate.parent, LOCAL_BROKER, CertificateState.REVOKED),
         OwnIdentity(home.dispatch.certificate.parent, DISPATCH),
         OwnIdentity(home.operator.current, OPERATOR),
+        signing_identity(home),
     )
+
+
+def signing_identity(home: AdminHome) -> OwnIdentity:
+    """What dispatch signs with. A home that was made before there was one has none until the service starts."""
+    return OwnIdentity(home.dispatch_signing.certificate.parent, Signatory.DISPATCH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,7 @@ class Maker:
         """A new key and certificate in the folder of that number, on disk; not in use before `use`."""
         key = keys.new_key()
         order = self._order(own, key.public_key(), number, parent)
-        issuer = self.authority.servers if isinstance(own.holder, Server) else self.authority.devices
+        issuer = self.authority.devices if isinstance(own.holder, Principal) else self.authority.servers
         record = certify(self.transaction, issuer, order, now=self.now, token_bytes=self.token_bytes)
         serial = record.serial
         audit.record(
@@ -107,6 +116,8 @@ class Maker:
         digest, domain = key_digest(public_key), self.authority.domain
         if isinstance(own.holder, Server):
             return Order(pki.SERVER, server_names(domain, own.holder, self.config.hosts), public_key, digest, None)
+        if isinstance(own.holder, Signatory):
+            return Order(pki.DISPATCH_SIGNING, signatory_names(domain, own.holder), public_key, digest, None)
         names, id_ = client_names(domain, own.holder), own.holder.id
         if parent is None or own.state is CertificateState.REVOKED:
             return Order(pki.CLIENT, names, public_key, digest, id_, state=own.state)

@@ -21,7 +21,7 @@ from cryptography import x509
 
 from enroll import authority
 from enroll.authority import Authority
-from enroll.own_identities import Maker, OwnIdentity, number_in_use, own_identities, use
+from enroll.own_identities import Maker, OwnIdentity, number_in_use, own_identities, signing_identity, use
 from enroll.registry import Registry, Transaction, identity, revocations
 from enroll.registry.records import CertificateRecord, CertificateState
 from fleet import pki
@@ -61,6 +61,25 @@ class Renewal:
     def renew_due(self, now: datetime) -> list[OwnIdentity]:
         """Renew every own identity that is due; those that were. Told in the log, errors too."""
         return [own for own in own_identities(self.home) if self._renew_if_due(own, now)]
+
+    def make_missing(self, now: datetime) -> None:
+        """The key that dispatch signs with, in a home that was made before there was one. Told in the log.
+
+        Without it nothing is sent to devices: to send it unsigned would be what an attacker wants.
+        """
+        own = signing_identity(self.home)
+        if own.link.is_symlink():
+            return
+        try:
+            with self.registry.write() as transaction:
+                maker = Maker(transaction, self.authority, self.config, "", now, self.token_bytes)
+                made = maker.make(own, 1)
+            use(own, 1)
+        except (FleetError, OSError) as error:
+            reason = error.message if isinstance(error, FleetError) else error
+            _log.error(event("identity.not_made", name=own.name, reason=reason))
+            return
+        _log.info(event("identity.made", name=own.name, serial=made.serial, not_after=made.not_after.date()))
 
     def _renew_if_due(self, own: OwnIdentity, now: datetime) -> bool:
         remaining = 0.0

@@ -13,7 +13,7 @@ from datetime import datetime
 from ssl import SSLContext, SSLError
 from typing import Final
 
-from enroll import authority
+from enroll import authority, downlink
 from enroll.authority import TokenBytes
 from enroll.commits import Commits
 from enroll.connection import Limits
@@ -84,8 +84,10 @@ async def serving(
         ports.monotonic,
         is_pairing=config.enroll_pairing,
         recovery_grace=config.recovery_grace,
+        signers=lambda: downlink.signers(home),
     )
     renewal = Renewal(home, config, registry, cas, ports.token_bytes)
+    renewal.make_missing(ports.clock())
     renewal.renew_due(ports.clock())  # what ran out while nothing ran is good again before anyone looks
     context = server_context(home.enroll_server, (cas.root, cas.devices.certificate))
     timekeeping.settle(context)

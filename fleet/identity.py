@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
@@ -116,6 +116,12 @@ class Server(StrEnum):
     BROKER = "broker"
 
 
+class Signatory(StrEnum):
+    """Who signs without being a server or a principal, by the last segment of the SPIFFE id."""
+
+    DISPATCH = "dispatch-signing"
+
+
 def principal_uri(domain: TrustDomain, principal: Principal) -> str:
     """The SPIFFE id in a client certificate: `spiffe://<trust-domain>/<role>/<id>`."""
     return f"spiffe://{domain}/{principal.role.value}/{principal.id}"
@@ -126,6 +132,16 @@ def server_uri(domain: TrustDomain, server: Server) -> str:
     return f"spiffe://{domain}/server/{server.value}"
 
 
+def signatory_uri(domain: TrustDomain, signatory: Signatory) -> str:
+    """The SPIFFE id in the certificate of a signing key: `spiffe://<trust-domain>/server/dispatch-signing`."""
+    return f"spiffe://{domain}/server/{signatory.value}"
+
+
+def is_signatory(uris: Sequence[str], signatory: Signatory) -> bool:
+    """Whether a certificate with these URIs alone names just this signatory; see `is_server`."""
+    return len(uris) == 1 and _is_spiffe_id(uris[0], f"server/{signatory.value}")
+
+
 def is_server(peer: Mapping[str, Any] | None, server: Server) -> bool:
     """Whether a verified peer certificate, as `ssl.SSLSocket.getpeercert()` gives it, names just this server.
 
@@ -133,10 +149,12 @@ def is_server(peer: Mapping[str, Any] | None, server: Server) -> bool:
     ids is nobody's (X509-SVID, section 2).
     """
     uris = [value for kind, value in (peer or {}).get("subjectAltName", ()) if kind == "URI"]
-    if len(uris) != 1 or not uris[0].startswith("spiffe://"):
-        return False
-    domain, _, path = uris[0].removeprefix("spiffe://").partition("/")
-    return bool(_TRUST_DOMAIN.fullmatch(domain)) and path == f"server/{server.value}"
+    return len(uris) == 1 and _is_spiffe_id(uris[0], f"server/{server.value}")
+
+
+def _is_spiffe_id(uri: str, wanted: str) -> bool:
+    domain, _, path = uri.removeprefix("spiffe://").partition("/")
+    return uri.startswith("spiffe://") and bool(_TRUST_DOMAIN.fullmatch(domain)) and path == wanted
 
 
 def common_name(peer: Mapping[str, Any] | None) -> str | None:

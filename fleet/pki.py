@@ -69,7 +69,15 @@ SERVER = Profile(
 TEST_CLIENT = Profile(
     "test", timedelta(minutes=5), timedelta(seconds=30), timedelta(days=1), _HOUR, ExtendedKeyUsageOID.CLIENT_AUTH
 )
-PROFILES = {profile.name: profile for profile in (ROOT, DEVICES_CA, SERVERS_CA, CLIENT, SERVER, TEST_CLIENT)}
+# id-kp-jwt (RFC 9509): a key for signatures in JOSE, and nothing else. TLS takes such a certificate for neither a
+# client's nor a server's. An arc of our own would be one under 2.25, which several ASN.1 libraries cannot read.
+DISPATCH_SIGNING_USAGE = ObjectIdentifier("1.3.6.1.5.5.7.3.37")
+DISPATCH_SIGNING = Profile(
+    "dispatch-signing", timedelta(days=90), _HOUR, timedelta(days=397), timedelta(hours=24), DISPATCH_SIGNING_USAGE
+)
+PROFILES = {
+    profile.name: profile for profile in (ROOT, DEVICES_CA, SERVERS_CA, CLIENT, SERVER, TEST_CLIENT, DISPATCH_SIGNING)
+}
 
 
 def check_public_key(key: object) -> PublicKey:
@@ -204,8 +212,8 @@ def _check_names(claimed: _Claimed) -> Iterator[str]:
     if len(uris) != 1 or not uris[0].startswith("spiffe://"):
         yield "the subject alternative names do not hold exactly one SPIFFE id"
     is_client = profile.extended_key_usage == ExtendedKeyUsageOID.CLIENT_AUTH
-    if is_client and len(names) != 1:
-        yield "a client certificate names more than its SPIFFE id"
+    if (is_client or profile == DISPATCH_SIGNING) and len(names) != 1:
+        yield f"a {profile.name} certificate names more than its SPIFFE id"
     if is_client and uris and not uris[0].endswith(f"/{_common_name_text(subject)}"):
         yield "the SPIFFE id does not end in the common name"
 

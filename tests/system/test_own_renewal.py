@@ -32,7 +32,15 @@ from tests.processes import Program
 from tests.system.brokers import enrol, mosquitto, operator, peer, start_broker, start_service, wait_ready
 
 NEARLY_DUE, AHEAD = timedelta(days=59, hours=23, minutes=30), timedelta(minutes=50)
-ALL = ["server/enroll", "server/broker", "broker/broker", "broker/broker", "service/dispatch", "operator/admin"]
+ALL = [
+    "server/enroll",
+    "server/broker",
+    "broker/broker",
+    "broker/broker",
+    "service/dispatch",
+    "operator/admin",
+    "server/dispatch-signing",
+]
 
 
 def home_of(path: Path, age: timedelta) -> AdminHome:
@@ -144,7 +152,7 @@ def test_a_renewal_that_was_cut_off_is_made_again(
         assert "identity.not_renewed" in caplog.text
         monkeypatch.undo()
         assert {1} == {number_in_use(own) for own in own_identities(home)}
-        assert 6 == len(renew(home, registry, timedelta()))
+        assert 7 == len(renew(home, registry, timedelta()))
         assert {2} == {number_in_use(own) for own in own_identities(home)}
         with registry.read() as transaction:
             live = identity.live_certificates_of(transaction, DISPATCH.id)
@@ -171,7 +179,7 @@ def test_serve_tells_what_it_renewed(tmp_path: Path) -> None:
     home = home_of(tmp_path, timedelta(days=70))
     with start_service(home) as service:
         wait_ready(service)
-        assert 6 == len(_lines(service, "identity.renewed name="))
+        assert 7 == len(_lines(service, "identity.renewed name="))
 
 
 def _lines(program: Program, text: str) -> list[str]:

@@ -62,7 +62,7 @@ def test_the_first_principals_are_in_registry_outbox_and_audit(tmp_path: Path) -
         records = identity.list_principals(transaction)
         entries = feed.changes(transaction, 0, 100).entries
         assert first_broken(log.entries(transaction)) is None
-        assert 10 == len(list(log.entries(transaction)))
+        assert 11 == len(list(log.entries(transaction)))
     expected = {
         Principal(Role.OPERATOR, DeviceId("admin")),
         Principal(Role.BROKER, DeviceId("broker")),

@@ -67,6 +67,7 @@ def issued_kinds(office: Office) -> dict[str, x509.Certificate]:
         "broker": home.broker_client.certificate,
         "service": home.dispatch.certificate,
         "operator": home.operator.identity.certificate,
+        "dispatch's signing key": home.dispatch_signing.certificate,
     }
     return {kind: authority.read_certificate(path) for kind, path in paths.items()}
 
@@ -119,6 +120,8 @@ PURPOSES = {
     ("enrollment server", "sslclient"): False,
     ("broker server", "sslserver"): True,
     ("broker server", "sslclient"): False,
+    ("dispatch's signing key", "sslserver"): False,
+    ("dispatch's signing key", "sslclient"): False,
 }
 
 

@@ -1,0 +1,99 @@
+"""Dispatch's signature: the one place where what goes to devices is signed (`fleet.downlink` says how it looks)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from enroll import keys
+from enroll.files import stamp
+from enroll.own_identities import number_in_use, signing_identity
+from fleet import downlink
+from fleet.downlink import Chain, Header
+from fleet.errors import FleetError
+from fleet.layout import AdminHome, IdentityFiles
+
+GOOD_FOR: Final = timedelta(hours=1)
+"""How long what has no deadline of its own may be on its way; whoever comes later is sent it anew."""
+_HALF: Final = downlink.SIGNATURE_BYTES // 2
+_ECDSA: Final = ec.ECDSA(hashes.SHA256())
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """What is in the files of a signing identity."""
+
+    private: ec.EllipticCurvePrivateKey
+    key_id: str
+
+
+@dataclass(slots=True)
+class DownlinkSigner:
+    """Signs with the key that is in use by now: a renewal swaps it while dispatch runs. For one thread."""
+
+    files: IdentityFiles
+    _stamp: object = None
+    _key: _Key | None = field(default=None, repr=False)
+
+    def sign(self, topic: str, body: bytes, until: datetime) -> bytes:
+        """`body`, an object in JSON, as it is sent on `topic`: with a signature that is good until then.
+
+        Raises: FleetError where there is no key to sign with. Unsigned, nothing is sent.
+        """
+        key = self._current()
+        protected = Header(key.key_id, _whole_second(until)).encode()
+        r, s = decode_dss_signature(key.private.sign(downlink.signing_input(protected, topic, body), _ECDSA))
+        return downlink.join(body, protected, r.to_bytes(_HALF) + s.to_bytes(_HALF))
+
+    def _current(self) -> _Key:
+        found = stamp(self.files.certificate)
+        if self._key is None or found != self._stamp:
+            self._key, self._stamp = _read(self.files), found
+        return self._key
+
+
+def _whole_second(moment: datetime) -> datetime:
+    """Not before `moment`."""
+    return moment if not moment.microsecond else moment.replace(microsecond=0) + timedelta(seconds=1)
+
+
+def _read(files: IdentityFiles) -> _Key:
+    """Raises: NotFound, Denied, FleetError (the files do not fit)."""
+    folder = files.certificate.parent.resolve()  # both from one, whatever is swapped meanwhile
+    key, certificate = keys.read_key(folder / "key.pem"), chain_in(folder / "cert.pem").certificates[0]
+    public = x509.load_der_x509_certificate(certificate).public_key()
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != public:
+        raise FleetError(f"{files.key} is not the key of {files.certificate}", hint="restore both from one backup")
+    return _Key(key, downlink.key_id_of(certificate))
+
+
+def chain_in(path: Path) -> Chain:
+    """The chain in a file of an identity. Raises: FleetError."""
+    try:
+        found = x509.load_pem_x509_certificates(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise FleetError(f"{path} is not there, or damaged", hint="enroll serve makes it") from error
+    return Chain(tuple(each.public_bytes(Encoding.DER) for each in found))
+
+
+def signers(home: AdminHome) -> tuple[Chain, ...]:
+    """What devices are to believe: the key in use, and the one before, whose messages may be on their way still.
+
+    None where there is no key yet, or while the files are being swapped.
+    """
+    own = signing_identity(home)
+    try:
+        number = number_in_use(own)
+        before = own.folder(number - 1) / "cert.pem"
+        paths = [own.folder(number) / "cert.pem", *([before] if before.exists() else [])]
+        return tuple(map(chain_in, paths))
+    except (OSError, ValueError, FleetError):
+        return ()
