@@ -20,12 +20,14 @@ from enroll.bookkeeping import Books
 from enroll.downlink import DownlinkSigner
 from enroll.files import stamp
 from enroll.greetings import Greetings
+from enroll.jobs import Jobs
 from enroll.mqtt_client import Connection, Incoming, Login, endpoints
 from enroll.rate_limit import Sparsely
 from enroll.registry import Registry
 from enroll.registry.commits import CommitMark
 from enroll.registry.records import CommandRecord
 from enroll.reports import Report
+from enroll.rollout import Moment
 from enroll.sifting import sift
 from fleet import messages, topics
 from fleet.clock import FlooredClock
@@ -67,6 +69,7 @@ class Dispatch:
         # What outlives a connection: a device that makes dispatch lose one would begin anew.
         self._books = Books(registry)
         self._greetings = Greetings()
+        self._jobs = Jobs(registry)
         self._published = Sparsely(first=1)
         self._signer = DownlinkSigner(home.dispatch_signing)
 
@@ -103,7 +106,9 @@ class Dispatch:
         try:
             connection.subscribe(SUBSCRIPTIONS, self._ports.monotonic)
             _log.info(event("dispatch.online", broker=connection.endpoint))
-            session = Session(connection, self._books, self._greetings, self._ports, self._published, self._signer)
+            session = Session(
+                connection, self._books, self._greetings, self._jobs, self._ports, self._published, self._signer
+            )
             while not self._stop.is_set():
                 session.turn(has_news=mark.has_moved())
         finally:
@@ -125,11 +130,13 @@ class Session:
     connection: Connection
     books: Books
     greetings: Greetings
+    jobs: Jobs
     ports: Ports
     published: Sparsely
     signer: DownlinkSigner
     _in_flight: dict[int, str] = field(default_factory=dict)  # packet id -> command id
     _next_deadline: datetime | None = None
+    _heard_since: datetime | None = None
     _is_fresh: bool = True
 
     def turn(self, *, has_news: bool) -> None:
@@ -154,8 +161,11 @@ class Session:
         return self._next_deadline is not None and self._next_deadline <= now
 
     def _due(self, now: datetime, already: set[str]) -> list[CommandRecord]:
+        self._heard_since = self._heard_since or now
+        # First: what a job gives is due, and what it withdraws is not.
+        next_step = self.jobs.advance(Moment(now, self._heard_since))
         agenda = self.books.agenda(now)
-        self._next_deadline = agenda.next_deadline
+        self._next_deadline = min(filter(None, (agenda.next_deadline, next_step)), default=None)
         under_way = already.union(self._in_flight.values())
         return [command for command in agenda.due if command.id not in under_way]
 

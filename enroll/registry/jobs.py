@@ -57,7 +57,7 @@ jobs: Final = Table(
     Column("created_by", Text, nullable=False),
     Column("ended_at", Instant, nullable=True),
     Column("reason", Text, nullable=False),
-    Index(None, "is_active", sqlite_where=text("is_active = 1"), postgresql_where=text("is_active")),
+    Index(None, "is_active", sqlite_where=text("is_active = 1")),
     sqlite_autoincrement=True,
 )
 """Jobs with what their devices have come to. `is_active`: dispatch has something to do for it, now or later."""
@@ -126,8 +126,7 @@ _STANDINGS = Statement(
 )
 _NEWS = Statement(
     select(commands.c.number, commands.c.job, commands.c.state, commands.c.counted)
-    .where(text(UNCOUNTED))
-    .order_by(commands.c.number)
+    .where(text(UNCOUNTED), commands.c.counted >= text("''"))  # a bound, or SQLite does not seek in that index
     .limit(bindparam("limit", type_=Integer))
 )
 _COUNT = Statement(updating(commands).where(commands.c.number == bindparam("of")).values(counted=bindparam("counted")))

@@ -292,8 +292,8 @@ presence_changes: Final = Table(
 """
 
 _OF_A_JOB: Final = "job IS NOT NULL"
-UNCOUNTED: Final = f"{_OF_A_JOB} AND counted != state AND state IN ('done', 'failed', 'expired')"
-"""What a job has not heard of yet: the condition of an index, word for word."""
+UNCOUNTED: Final = f"{_OF_A_JOB} AND counted != state AND state NOT IN ('queued', 'sent', 'accepted', 'running')"
+"""What a job has not heard of yet: the condition of an index, word for word, and of no other."""
 
 commands: Final = Table(
     "commands",
@@ -316,8 +316,8 @@ commands: Final = Table(
     Index(None, "state", "deadline"),
     Index(None, "device", "state"),
     Index(None, "is_due", sqlite_where=text("is_due = 1")),
-    Index(None, "job", "state", "counted", sqlite_where=text(_OF_A_JOB), postgresql_where=text(_OF_A_JOB)),
-    Index(None, "number", sqlite_where=text(UNCOUNTED), postgresql_where=text(UNCOUNTED)),
+    Index(None, "job", "state", "counted", sqlite_where=text(_OF_A_JOB)),
+    Index(None, "counted", sqlite_where=text(UNCOUNTED)),
     sqlite_autoincrement=True,
 )
 """Orders to devices, in the order they were given. `epoch`: who takes over an id does not inherit its commands.

@@ -83,7 +83,8 @@ def filled(office: Office, count: int = 30) -> None:
     service.suspend(office.registry, DeviceId("pump-05"), by="test", now=office.now)
     with office.registry.write() as transaction:
         transaction.exec_driver_sql(
-            "INSERT INTO presence SELECT id, id > 'pump-10', '', '1', 0, 0 FROM principals WHERE role = 'device'"
+            "INSERT INTO presence (principal, online, reason, agent, changed_at, last_seen) "
+            "SELECT id, id > 'pump-10', '', '1', 0, 0 FROM principals WHERE role = 'device'"
         )
 
 

@@ -34,7 +34,6 @@ def upgrade() -> None:
         "jobs",
         ["is_active"],
         sqlite_where=sa.text("is_active = 1"),
-        postgresql_where=sa.text("is_active"),
     )
     op.create_table(
         "job_targets",
@@ -54,12 +53,12 @@ def upgrade() -> None:
     op.add_column("commands", sa.Column("counted", sa.String(16), nullable=False, server_default=""))
     for name, columns, condition in (
         ("ix_commands_job_state_counted", ["job", "state", "counted"], "job IS NOT NULL"),
-        ("ix_commands_number", ["number"], _UNCOUNTED),
+        ("ix_commands_counted", ["counted"], _UNCOUNTED),
     ):
-        op.create_index(name, "commands", columns, sqlite_where=sa.text(condition), postgresql_where=sa.text(condition))
+        op.create_index(name, "commands", columns, sqlite_where=sa.text(condition))
 
 
-_UNCOUNTED = "job IS NOT NULL AND counted != state AND state IN ('done', 'failed', 'expired')"
+_UNCOUNTED = "job IS NOT NULL AND counted != state AND state NOT IN ('queued', 'sent', 'accepted', 'running')"
 _NUMBERS = (
     *("canary", "max_failures", "wave_seconds", "command_seconds", "wave"),
     *("total", "reached", "done", "failed", "missed", "silent", "skipped"),
