@@ -1,4 +1,4 @@
-"""One HTTPS request, bounded in time and size. No redirect is followed, no proxy and no environment is asked."""
+"""HTTPS requests, each bounded in time and size. No redirect is followed, no proxy and no environment is asked."""
 
 from __future__ import annotations
 
@@ -74,20 +74,52 @@ def ask_dateless(request: Request, context: FleetContext) -> tuple[Answer, Valid
 
 
 def _send(request: Request, context: BoundedContext) -> tuple[Answer, Validity | None]:
-    parts, peer = urlsplit(request.url), peer_of(request.url)
+    with conversation(request.url, context) as talk:
+        is_dateless = isinstance(context, FleetContext) and context.is_dateless
+        validity = _validity(talk.connection.sock) if is_dateless else None
+        return talk.ask(request), validity
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One connection to the server `peer`, for one request after the other."""
+
+    connection: http.client.HTTPSConnection
+    peer: str
+
+    def ask(self, request: Request) -> Answer:
+        """The answer to `request`, whose address is not looked at. Raises: RequestFailed; then the connection is over.
+
+        A server that answers before it has read the body, and closes, may not be heard.
+        """
+        with _explained(self.peer):
+            return _converse(self.connection, request, self.peer)
+
+
+@contextlib.contextmanager
+def conversation(url: str, context: BoundedContext) -> Iterator[Conversation]:
+    """A new connection to the server at `url`, closed at the end. Raises: RequestFailed."""
+    parts, peer = urlsplit(url), peer_of(url)
     connection = _Connection(parts.hostname or "", parts.port or 443, context)
     try:
-        _connect(connection, context)
-        validity = _validity(connection.sock) if isinstance(context, FleetContext) and context.is_dateless else None
-        return _converse(connection, request, peer), validity
+        with _explained(peer):
+            _connect(connection, context)
+        yield Conversation(connection, peer)
+    finally:
+        connection.close()
+
+
+@contextlib.contextmanager
+def _explained(peer: str) -> Iterator[None]:
+    """Raises: RequestFailed for what goes wrong within."""
+    try:
+        yield
     except (http.client.RemoteDisconnected, http.client.IncompleteRead) as error:
         raise RequestFailed(Failure(Cause.CLOSED, peer, "the answer is missing, or the end of it")) from error
     except http.client.HTTPException as error:
         raise RequestFailed(Failure(Cause.BAD_ANSWER, peer, f"{type(error).__name__}: {error}"[:200])) from error
     except (OSError, ValueError) as error:
         raise RequestFailed(failure_of(error, peer)) from error
-    finally:
-        connection.close()
 
 
 def _connect(connection: http.client.HTTPSConnection, context: BoundedContext) -> None:
