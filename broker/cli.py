@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from random import SystemRandom
+from secrets import token_hex
 from typing import Annotated, Any, Final
 
 import typer
@@ -224,6 +225,7 @@ class _Broker:
         self.membership.on_change = self.engine.apply
         listener = Listener(address, descriptors.fit(self._settings.broker_limits))
         self.address = await self.engine.start(listener, self.trust, rules, EventLog(time.monotonic).tell)
+        self.engine.announce(token_hex(8))
         self.engine.show(lambda: figures.topics(self._read()))
         await self._prove()
 

@@ -264,6 +264,12 @@ class Engine(Protocol):
         At once, and every 10 s what has changed. An engine that has such topics of its own may leave it at that.
         """
 
+    def announce(self, boot: str) -> None:
+        """From now on, whoever subscribes to `$SYS/sessions/#` hears of sessions (`fleet.sessions`).
+
+        `boot` names this start. An engine that cannot leaves it: then what devices say of themselves is all there is.
+        """
+
     def stats(self) -> Stats:
         """The counters now."""
 

@@ -1,4 +1,4 @@
-"""The broker's counters as retained topics under `$SYS/`, kept while somebody is subscribed to some of them.
+"""The broker's counters as retained topics under `$SYS/broker/`, kept while somebody is subscribed to some of them.
 
 Nobody subscribed: nothing is read and nothing is published. A new subscription finds them as they are at that moment.
 """
@@ -12,7 +12,7 @@ from typing import Final
 from broker.engines.amqtt.hub import Hub
 from broker.engines.amqtt.packets import Publish
 
-_ROOT: Final = "$SYS"
+_ROOT: Final = ("$SYS", "broker")
 PERIOD_SECONDS: Final = 10.0  # as Mosquitto's sys_interval
 _AGAIN_AFTER_SECONDS: Final = 1.0  # whoever subscribes again and again does not have everything counted each time
 
@@ -34,7 +34,7 @@ class CounterTopics:
         self._published_at = loop.time() - _AGAIN_AFTER_SECONDS
         self._period_seconds = period_seconds
         self._timer = loop.call_later(period_seconds, self._tick)
-        hub.refresh_counters = self.refresh
+        hub.refreshers[_ROOT[1]] = self.refresh
 
     def stop(self) -> None:
         """Publish no more."""
@@ -47,7 +47,7 @@ class CounterTopics:
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._period_seconds, self._tick)
-        if self._hub.subscriptions.has_below(_ROOT):
+        if self._hub.subscriptions.has_below(*_ROOT):
             self._publish()
 
     def _publish(self) -> None:

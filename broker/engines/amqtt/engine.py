@@ -13,6 +13,7 @@ from typing import Final
 from broker.directory import Change
 from broker.engine import Capabilities, Client, Clock, Event, Listener, Reason, Rules, Stats
 from broker.engines.amqtt import admission, packets
+from broker.engines.amqtt.announcing import Announcements
 from broker.engines.amqtt.counters import CounterTopics
 from broker.engines.amqtt.door import Door
 from broker.engines.amqtt.durability import Durability
@@ -53,6 +54,7 @@ class AmqttEngine:
         self._broker: FleetBroker | None = None
         self._address: Address | None = None
         self._counters: CounterTopics | None = None
+        self._announcements: Announcements | None = None
 
     async def start(self, listener: Listener, trust: Trust, rules: Rules, observe: Callable[[Event], None]) -> Address:
         """See `Engine.start`."""
@@ -140,6 +142,8 @@ class AmqttEngine:
         broker, self._broker = self._broker, None
         if self._counters is not None:
             self._counters.stop()
+        if self._announcements is not None:
+            self._announcements.stop()
         self._hub.leave_all(Reason.STOPPED)
         for connection in tuple(self._door.open):
             connection.end(Reason.STOPPED)
@@ -182,6 +186,13 @@ class AmqttEngine:
         if self._counters is not None:
             self._counters.stop()
         self._counters = CounterTopics(self._hub, asyncio.get_running_loop(), read_counters)
+
+    def announce(self, boot: str) -> None:
+        """See `Engine.announce`."""
+        assert self._hub is not None
+        if self._announcements is not None:
+            self._announcements.stop()
+        self._announcements = Announcements(self._hub, asyncio.get_running_loop(), boot, self._now)
 
 
 def _connect_frame(name: str) -> bytes:

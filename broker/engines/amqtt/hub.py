@@ -85,7 +85,8 @@ class Hub:
         self._of_owner: dict[DeviceId, list[FleetSession]] = {}
         self._usages: dict[DeviceId, Usage] = {}
         self.counted = Stats()
-        self.refresh_counters: Callable[[], None] = _nothing_to_refresh
+        # What is told under `$SYS/`, by the second level: called before somebody is subscribed to it.
+        self.refreshers: dict[str, Callable[[], None]] = {}
         # With a journal, what was promised outlives the broker: answers wait for the commit that they speak of.
         self.journal = journal
         if journal is not None:
@@ -500,12 +501,18 @@ class Hub:
         if topic_filter not in session.filters and not self._has_room_for_a_filter(session):
             return _SUBSCRIPTION_FAILED
         if topic_filter.startswith("$SYS/"):
-            self.refresh_counters()  # before it is subscribed: what is retained by now is what it gets
+            self._refresh(topic_filter.split("/", 2)[1])
         if session.filters.get(topic_filter) != qos:
             self._keep_filter(session, topic_filter, qos)
         session.filters[topic_filter] = qos
         self.subscriptions.add(topic_filter, session, qos)
         return qos
+
+    def _refresh(self, level: str) -> None:
+        """Before it is subscribed: what is retained by now is what it gets."""
+        for name, refresh in self.refreshers.items():
+            if level in (name, "+", "#"):
+                refresh()
 
     def _has_room_for_a_filter(self, session: FleetSession) -> bool:
         limits = self.limits
@@ -526,10 +533,6 @@ class Hub:
                 self.subscriptions.remove(topic_filter, session)
                 self._keep_filter(session, topic_filter, None)
         self._promise(session, packets.unsuback(packet.packet_id))
-
-
-def _nothing_to_refresh() -> None:
-    """Until there are counters to show."""
 
 
 def _stored(session: FleetSession, absent_since: float | None) -> StoredSession:

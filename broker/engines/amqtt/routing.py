@@ -99,9 +99,11 @@ class Subscriptions(Generic[S]):
         node.subscribers[subscriber] = qos
         self._routes.forget(topic_filter)
 
-    def has_below(self, first_level: str) -> bool:
-        """Whether anyone asked for topics that begin with that level, by its name."""
-        return bool(self._root.children and first_level in self._root.children)
+    def has_below(self, first_level: str, second_level: str) -> bool:
+        """Whether anyone asked for topics that begin with these levels, with the first by its name."""
+        found = (self._root.children or {}).get(first_level)
+        below = found.children if found is not None else None
+        return below is not None and not below.keys().isdisjoint((second_level, "+", "#"))
 
     def remove(self, topic_filter: str, subscriber: S) -> None:
         """Unsubscribe; nothing happens if there was no such subscription."""
