@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fleet import messages, topics
+from fleet.arguments import Schema, parse
 from fleet.errors import InvalidInput
 from fleet.messages import InvalidMessage, JsonObject, ResultState
+from fleet.uploads import RESERVED
 
 MAX_LINE_BYTES: Final = 65_536
 MAX_COMMANDS: Final = 64
@@ -16,10 +19,11 @@ _MAX_TEXT: Final = 1_024  # as fleet.messages bounds `error`
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """These commands are mine."""
+    """These commands are mine; `schemas` say of some what arguments they take."""
 
     app: str
     commands: tuple[str, ...]
+    schemas: Mapping[str, Schema] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +99,24 @@ def _parse_register(fields: JsonObject) -> Register:
     commands = fields.get("commands")
     if not isinstance(commands, list) or len(commands) > MAX_COMMANDS:
         raise InvalidMessage(f"commands is not a list of at most {MAX_COMMANDS} names")
+    if any(isinstance(name, str) and name.startswith(RESERVED) for name in commands):
+        raise InvalidMessage(f"commands that begin with {RESERVED} are the agent's own")
     if not all(isinstance(name, str) for name in commands):
         raise InvalidMessage("commands holds what is not a name")
-    return Register(_name(fields, "app"), tuple(topics.check_name(name) for name in commands))
+    names = tuple(topics.check_name(name) for name in commands)
+    return Register(_name(fields, "app"), names, _schemas(fields.get("schemas", {}), names))
+
+
+def _schemas(declared: object, names: tuple[str, ...]) -> dict[str, Schema]:
+    if not isinstance(declared, dict) or not declared.keys() <= set(names):
+        raise InvalidMessage("schemas is not an object of some of the commands")
+    found = {}
+    for name, schema in declared.items():
+        try:
+            found[name] = parse(schema)
+        except InvalidInput as error:
+            raise InvalidMessage(f"the schema of {name}: {error.message}", hint=error.hint) from error
+    return found
 
 
 def _parse_result(fields: JsonObject) -> ReportResult:

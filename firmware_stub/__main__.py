@@ -9,14 +9,14 @@ import time
 from pathlib import Path
 
 from firmware_stub.agent_client import Agent, default_path
-from firmware_stub.commands import MAX_INTERVAL_SECONDS, MIN_INTERVAL_SECONDS, Settings, handlers
+from firmware_stub.commands import MAX_INTERVAL_SECONDS, MIN_INTERVAL_SECONDS, SCHEMAS, Settings, handlers
 from firmware_stub.sensors import read_machine, read_simulated
 
 
 def run(path: Path, settings: Settings) -> None:
     """Measure and obey for ever: the agent may come and go."""
     started = time.monotonic()
-    agent = Agent("firmware-stub", handlers(settings), path, _report)
+    agent = Agent("firmware-stub", handlers(settings), path, _report, SCHEMAS)
     while True:
         agent.poll(0)
         if agent.is_connected:

@@ -47,7 +47,8 @@ class Agent:
     """The connection to the agent, made again whenever it is lost. `report` is told what an author wants to see.
 
     A handler takes a command's arguments and gives its output; an exception of any kind makes the command fail.
-    `is_online` says whether the agent has a connection to the fleet.
+    `is_online` says whether the agent has a connection to the fleet. `schemas` says by name what arguments a command
+    takes (docs/application-socket.md): with others no handler is called.
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class Agent:
         commands: Mapping[str, Handler] | None = None,
         path: Path | None = None,
         report: Callable[[str], None] = _to_stderr,
+        schemas: Mapping[str, Json] | None = None,
     ) -> None:
         self.is_online = False
         self._app = app
         self._commands = dict(commands or {})
+        self._schemas = dict(schemas or {})
         self._path = path or default_path()
         self._report = report
         self._socket: socket.socket | None = None
@@ -113,7 +116,12 @@ class Agent:
         try:
             connection.settimeout(SEND_SECONDS)
             connection.connect(str(self._path))
-            register = {"type": "register", "app": self._app, "commands": list(self._commands)}
+            register = {
+                "type": "register",
+                "app": self._app,
+                "commands": list(self._commands),
+                "schemas": self._schemas,
+            }
             connection.sendall(json.dumps(register).encode() + b"\n")
         except OSError as error:
             connection.close()

@@ -47,6 +47,18 @@ COMMANDS: dict[str, Callable[[dict[str, Json], Settings], Json]] = {
 }
 
 
+SCHEMAS: dict[str, Json] = {
+    "identify": {"type": "object", "additionalProperties": False},
+    "set-interval": {
+        "type": "object",
+        "properties": {"seconds": {"type": "number", "minimum": MIN_INTERVAL_SECONDS, "maximum": MAX_INTERVAL_SECONDS}},
+        "required": ["seconds"],
+        "additionalProperties": False,
+    },
+}
+"""What arguments they take; `echo` takes any."""
+
+
 def handlers(settings: Settings) -> dict[str, Handler]:
     """What the agent may ask for."""
     return {name: _bound(command, settings) for name, command in COMMANDS.items()}

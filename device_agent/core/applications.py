@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Final, assert_never
 
 from device_agent.clock import Moment
-from device_agent.core import commands, renewing
+from device_agent.core import catalogue, commands, renewing
 from device_agent.core.connection import APPLICATION_GRACE_SECONDS
 from device_agent.core.effects import Effect, Log, Tell
 from device_agent.core.events import AppJoined, AppLeft, AppSaid
@@ -86,8 +86,11 @@ def tell_all(state: State, effects: list[Effect]) -> None:
 
 
 def _register(state: State, number: int, request: Register, moment: Moment, effects: list[Effect]) -> State:
-    rank = state.registrations + 1
-    registered = App(number, request.app, request.commands, rank)
+    declared = catalogue.declare(state, request, moment)
+    if declared is None:
+        return _refuse(state, number, "the commands of all applications, with their schemas, are too much", effects)
+    state, rank = declared, state.registrations + 1
+    registered = App(number, request.app, request.commands, rank, request.schemas)
     apps = tuple(registered if app.number == number else app for app in state.apps)
     fields = (("app", request.app), ("commands", ",".join(request.commands)))
     effects.append(Log(logging.INFO, "application.registered", fields))

@@ -11,7 +11,7 @@ from device_agent.core.effects import Acknowledge, Effect, Log, SaveJournal, Tel
 from device_agent.core.events import Journalled
 from device_agent.core.shelf import NEVER
 from device_agent.core.spooling import CONFIRMED_SECONDS
-from device_agent.core.state import State
+from device_agent.core.state import App, State
 from device_agent.journal import MAX_UNFINISHED, Entry, Phase
 from device_agent.outbox import Class, Outgoing
 from fleet import messages, topics
@@ -77,6 +77,8 @@ def hand_over(state: State, moment: Moment, effects: list[Effect]) -> State:
             state = finish(
                 state, entry, ResultState.EXPIRED, None, "no application took it before its deadline", effects
             )
+        elif app is not None and (wrong := _misfit(app, entry)):
+            state = finish(state, entry, ResultState.FAILED, None, f"the arguments do not fit: {wrong}", effects)
         elif app is not None:
             state = _open(state, entry, app.number, moment, effects)
         elif moment.monotonic >= entry.hold_until:
@@ -141,6 +143,12 @@ def _open(state: State, entry: Entry, app: int, moment: Moment, effects: list[Ef
     opened = replace(entry, phase=Phase.OPEN, app=app, args={})
     state = replace(state, journal=state.journal.put(opened))
     return queue_result(state, opened, ResultState.ACCEPTED, moment)
+
+
+def _misfit(app: App, entry: Entry) -> str | None:
+    """What the application has said that it does not take."""
+    schema = app.schemas.get(entry.name)
+    return None if schema is None else schema.violation(entry.args)
 
 
 def _nobody_takes(state: State, entry: Entry) -> str:

@@ -8,7 +8,7 @@ from typing import Final, assert_never
 
 from device_agent import backoff
 from device_agent.clock import Moment
-from device_agent.core import spooling
+from device_agent.core import catalogue, spooling
 from device_agent.core.effects import AnnounceReady, Connect, Disconnect, Effect, Exit, FetchConfig, Log, Subscribe
 from device_agent.core.events import ConfigFailed, ConfigFetched, Connected, Disconnected, Subscribed
 from device_agent.core.shelf import NEVER
@@ -126,7 +126,8 @@ def on_subscribed(state: State, event: Subscribed, moment: Moment, effects: list
     state, envelope = state.envelope(moment)
     settings = state.settings
     hello = HelloMessage(envelope, settings.version, settings.serial, settings.hardware)
-    return state.queue(Class.HELLO, topics.Hello(state.settings.device).format(), hello.encode())
+    state = state.queue(Class.HELLO, topics.Hello(state.settings.device).format(), hello.encode())
+    return catalogue.tell(state, moment)
 
 
 def on_disconnected(state: State, event: Disconnected, moment: Moment, effects: list[Effect]) -> State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -14,6 +15,8 @@ from device_agent.journal import Journal
 from device_agent.outbox import Class, Outbox, Outgoing
 from device_agent.renewal import Life, Problem
 from fleet.address import Address
+from fleet.arguments import Schema
+from fleet.catalogue import Catalogue
 from fleet.identity import DeviceId, Serial
 from fleet.messages import Envelope
 
@@ -96,6 +99,15 @@ class App:
     name: str = ""
     commands: tuple[str, ...] = ()
     rank: int = 0
+    schemas: Mapping[str, Schema] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What an application of that name has said that it takes."""
+
+    app: str
+    commands: Catalogue
 
 
 class Stage(StrEnum):
@@ -136,6 +148,8 @@ class Renewal:
 class State:
     """All that the agent knows. `tried`: brokers that failed since their addresses were last asked for.
 
+    `tell_commands_at`, `told_commands_at`: when the fleet is, and was, told what is `declared` (monotonic).
+
     `ask_again_at`: when what applications asked of renewals will have been one a minute (monotonic).
     """
 
@@ -158,6 +172,9 @@ class State:
     unacknowledged: tuple[Acknowledge, ...] = ()
     apps: tuple[App, ...] = ()
     applications_expected_until: float = 0.0
+    declared: tuple[Declared, ...] = ()
+    tell_commands_at: float = NEVER
+    told_commands_at: float = -NEVER
     registrations: int = 0
     handles: int = 0
     seq: int = 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from device_agent.clock import Moment
-from device_agent.core import applications, commands, connection, renewing, spooling
+from device_agent.core import applications, catalogue, commands, connection, renewing, spooling
 from device_agent.core.effects import Acknowledge, Effect, Log, Publish
 from device_agent.core.events import (
     AppJoined,
@@ -57,7 +57,8 @@ def _handle(state: State, event: Event, moment: Moment, effects: list[Effect]) -
             state = renewing.begin(commands.resume(state, moment), moment)
             return connection.begin(spooling.begin(state), moment, effects)
         case Tick():
-            return commands.on_tick(connection.on_tick(state, moment, effects), moment, effects)
+            state = catalogue.on_tick(connection.on_tick(state, moment, effects), moment)
+            return commands.on_tick(state, moment, effects)
         case ConfigFetched():
             return connection.on_config(state, event, moment, effects)
         case ConfigFailed():
@@ -136,6 +137,7 @@ def _publish(state: State, effects: list[Effect]) -> State:
 def next_deadline(state: State) -> float | None:
     """The monotonic time at which a `Tick` is due; None if only others' events can change anything."""
     times = [
+        state.tell_commands_at,
         commands.next_time(state),
         connection.next_time(state),
         spooling.next_time(state),

@@ -213,8 +213,8 @@ def test_telemetry_of_an_outage_is_sent_afterwards() -> None:
     story.application()
     story.feed(AppSaid(1, PublishTelemetry("load", {"l1": 1}, 0)))
     effects = story.go_online()
-    assert ["status", "hello", "telemetry/load"] == [topic for topic, _ in published(effects)]
-    assert {"l1": 1} == json.loads(published(effects)[2][1])["data"]
+    assert ["status", "hello", "commands", "telemetry/load"] == [topic for topic, _ in published(effects)]
+    assert {"l1": 1} == json.loads(published(effects)[3][1])["data"]
 
 
 def test_a_refusal_by_an_expired_certificate_is_called_by_its_name() -> None:
@@ -247,7 +247,7 @@ def test_every_message_has_a_number_of_its_own() -> None:
     wills = [json.loads(effect.will.payload) for effect in of_kind(story.effects, Connect)]
     sent = {json.loads(payload)["seq"]: payload for _, payload in published(story.effects)}
     numbers = [will["seq"] for will in wills] + list(sent)
-    assert len(numbers) == len(set(numbers)) == 2 + 5 + 4
+    assert len(numbers) == len(set(numbers)) == 2 + 5 + 2 * 3
     assert {SETTINGS.boot} == {json.loads(payload)["boot"] for payload in sent.values()}
 
 

@@ -17,6 +17,7 @@ from device_agent.requests import (
     Request,
     parse_request,
 )
+from fleet.arguments import parse
 from fleet.messages import InvalidMessage, ResultState
 
 
@@ -26,6 +27,10 @@ from fleet.messages import InvalidMessage, ResultState
         (
             {"type": "register", "app": "pump-control", "commands": ["identify", "echo"]},
             Register("pump-control", ("identify", "echo")),
+        ),
+        (
+            {"type": "register", "app": "a", "commands": ["set", "echo"], "schemas": {"set": {"required": ["n"]}}},
+            Register("a", ("set", "echo"), {"set": parse({"required": ["n"]})}),
         ),
         ({"type": "telemetry", "stream": "load", "data": {"l1": 0.5}}, PublishTelemetry("load", {"l1": 0.5}, 0)),
         ({"type": "telemetry", "stream": "load", "data": None, "qos": 1}, PublishTelemetry("load", None, 1)),
@@ -57,6 +62,9 @@ def test_every_documented_line_is_understood(line: dict[str, Any], expected: Req
         {"type": "telemetry", "stream": 5, "data": 1},
         {"type": "event", "event": "door\n", "data": 1},
         {"type": "register", "app": "a", "commands": "echo"},
+        {"type": "register", "app": "a", "commands": ["echo"], "schemas": ["echo"]},
+        {"type": "register", "app": "a", "commands": ["echo"], "schemas": {"set": {}}},
+        {"type": "register", "app": "a", "commands": ["echo"], "schemas": {"echo": {"pattern": "(a+)+"}}},
         {"type": "register", "app": "a", "commands": ["echo", 1]},
         {"type": "register", "app": "a", "commands": [f"c{n}" for n in range(65)]},
         {"type": "register", "app": "", "commands": []},

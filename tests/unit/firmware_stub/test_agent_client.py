@@ -49,7 +49,8 @@ def _path(tmp_path: Path) -> Path:
 @pytest.fixture(name="agent")
 def _agent(path: Path) -> Iterator[Agent]:
     said: list[str] = []
-    agent = Agent("control", {"echo": lambda args: args, "break": _break, "refuse": _refuse}, path, said.append)
+    handlers = {"echo": lambda args: args, "break": _break, "refuse": _refuse}
+    agent = Agent("control", handlers, path, said.append, {"break": {"type": "object"}})
     yield agent
     agent.close()
 
@@ -70,8 +71,9 @@ def test_it_registers_and_sends_what_was_said_before(agent: Agent, path: Path) -
     with closing(Listening(path)) as listening:
         agent.poll(0)
         with listening.accept() as connection:
+            register = {"type": "register", "app": "control", "commands": ["echo", "break", "refuse"]}
             assert [
-                {"type": "register", "app": "control", "commands": ["echo", "break", "refuse"]},
+                register | {"schemas": {"break": {"type": "object"}}},
                 {"type": "telemetry", "stream": "load", "data": 1, "qos": 1},
             ] == lines(connection, 2)
 
