@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, assert_never
 
-from enroll.rate_limit import Sparsely
-from enroll.registry import Registry, RegistryUnavailable, Transaction, identity, messaging
+from enroll import presence
+from enroll.presence import Fused
+from enroll.rate_limit import RateLimit, Sparsely
+from enroll.registry import Registry, RegistryUnavailable, Transaction, history, identity, messaging
 from enroll.registry.records import CommandRecord, CommandState, PresenceRecord, PrincipalRecord
-from enroll.reports import HelloSeen, Report, ResultSeen, StatusSeen
+from enroll.reports import HelloSeen, Report, ResultSeen, SessionOver, SessionSeen, StatusSeen
 from enroll.service.starts import Start, heard
 from fleet.errors import NotFound
 from fleet.identity import DeviceId
 from fleet.logs import event
-from fleet.messages import Presence
 
 LIMIT: Final = 200
 """So many commands in one go; the rest follows as the broker acknowledges."""
 
 _log = logging.getLogger(__name__)
 
+
+_CHANGES_KEPT: Final = 20  # a minute, of one device, in its history
 
 _MAX_SHOWN: Final = 80
 """So much of a text that a device chose is in a line of the log."""
@@ -72,14 +75,18 @@ class Books:
     registry: Registry
     aside: SetAside = field(default_factory=SetAside)
     told: Sparsely = field(default_factory=lambda: Sparsely(forget_seconds=60.0))
+    kept: RateLimit = field(default_factory=lambda: RateLimit(_CHANGES_KEPT))
 
-    def enter(self, reports: Sequence[Report], taken: Sequence[str], now: datetime) -> list[CommandRecord]:
+    def enter(
+        self, reports: Sequence[Report], taken: Sequence[str], now: datetime, *, is_witnessed: bool = False
+    ) -> list[CommandRecord]:
         """Record reports, and which commands the broker has taken; what the devices that said hello must be sent.
 
-        On disk when this returns. A report that cannot be recorded is set aside. Raises: RegistryUnavailable.
+        `is_witnessed`: the broker tells of its sessions. On disk when this returns. A report that cannot be recorded is
+        set aside. Raises: RegistryUnavailable.
         """
         try:
-            return self._enter_all(reports, taken, now)
+            return self._enter_all(reports, taken, now, is_witnessed)
         except RegistryUnavailable:
             raise
         except Exception as error:
@@ -88,17 +95,19 @@ class Books:
                 return []
         due = self.enter((), taken, now)
         for report in reports:  # alone, so that only what is wrong is left out
-            due += self.enter((report,), (), now)
+            due += self.enter((report,), (), now, is_witnessed=is_witnessed)
         return due
 
-    def _enter_all(self, reports: Sequence[Report], taken: Sequence[str], now: datetime) -> list[CommandRecord]:
+    def _enter_all(
+        self, reports: Sequence[Report], taken: Sequence[str], now: datetime, is_witnessed: bool
+    ) -> list[CommandRecord]:
         refused: list[tuple[Report, NotFound]] = []
         news: list[News] = []
         with self.registry.write() as transaction:
             messaging.mark_sent(transaction, taken, now)
             for report in reports:
                 try:
-                    news += record(transaction, report, now)
+                    news += record(transaction, report, Hearing(now, is_witnessed, self.kept))
                 except NotFound as error:
                     refused.append((report, error))
             greeted = dict.fromkeys(report.device for report in reports if isinstance(report, HelloSeen))
@@ -116,6 +125,11 @@ class Books:
     def _tell(self, news: News, now: datetime) -> None:
         if count := self.told.count(news.key, now.timestamp()):
             _log.info(event(news.name, **news.fields, count=count if count > self.told.first else None))
+
+    def who_is_online(self) -> dict[DeviceId, tuple[str, int]]:
+        """Everybody who is by the registry, each with its session. Raises: RegistryUnavailable."""
+        with self.registry.read() as transaction:
+            return messaging.who_is_online(transaction)
 
     def given(self, command_ids: Collection[str]) -> dict[str, tuple[DeviceId, CommandState]]:
         """Of these commands those that there are: whose, and how far they have come. Raises: RegistryUnavailable."""
@@ -149,54 +163,80 @@ def _agenda(transaction: Transaction, now: datetime) -> Agenda:
     return Agenda(tuple(due), messaging.next_deadline(transaction))
 
 
-def record(transaction: Transaction, report: Report, now: datetime) -> tuple[News, ...]:
+@dataclass(frozen=True, slots=True)
+class Hearing:
+    """When a report is heard, whether the broker tells of its sessions, and how much of the history is written."""
+
+    now: datetime
+    is_witnessed: bool
+    kept: RateLimit
+
+
+def record(transaction: Transaction, report: Report, hearing: Hearing) -> tuple[News, ...]:
     """Write one report; what is new by it. Raises: NotFound (no such principal, or not its command)."""
     match report:
-        case StatusSeen():
-            return _record_status(transaction, report, now)
+        case StatusSeen() | SessionSeen() | SessionOver():
+            return _record_presence(transaction, report, hearing)
         case HelloSeen():
-            return _record_hello(transaction, report, now)
+            return _record_hello(transaction, report, hearing)
         case ResultSeen(device, command_id, result):
-            is_news = messaging.record_result(transaction, device, command_id, result, now)
+            is_news = messaging.record_result(transaction, device, command_id, result, hearing.now)
             if is_news is None:
                 raise NotFound(f"{device} has no command {command_id}")
-            messaging.touch(transaction, device, now)
+            messaging.touch(transaction, device, hearing.now)
             name, fields = f"command.{result.state}", {"device": device, "command": command_id}
             return (News(f"{name} {command_id}", name, fields),) if is_news else ()
         case _:
             assert_never(report)
 
 
-def _record_hello(transaction: Transaction, report: HelloSeen, now: datetime) -> tuple[News, ...]:
-    principal = _principal(transaction, report.device)
+def _record_hello(transaction: Transaction, report: HelloSeen, hearing: Hearing) -> tuple[News, ...]:
+    principal, now = _principal(transaction, report.device), hearing.now
     before = messaging.find_presence(transaction, report.device)
-    since = before.changed_at if before is not None and before.is_online else now
-    messaging.set_presence(transaction, report.device, PresenceRecord(True, "", report.agent_version, since, now))
+    fused = presence.hello(before, report, now, is_witnessed=hearing.is_witnessed)
+    news = _record_fused(transaction, report.device, before, fused, hearing)
     start = Start(report.boot, report.seq, report.serial, report.hardware)
     alarms = heard(transaction, principal, start, now) if report.boot else []
-    return tuple(News(f"{kind} {report.device}", f"alarm.{kind}", {"device": report.device}) for kind in alarms)
+    return (*news, *(News(f"{kind} {report.device}", f"alarm.{kind}", {"device": report.device}) for kind in alarms))
 
 
-def _record_status(transaction: Transaction, report: StatusSeen, now: datetime) -> tuple[News, ...]:
-    """What is retained is not news: it must not make a silent device look alive whenever dispatch connects."""
-    before = messaging.find_presence(transaction, _known(transaction, report.device))
-    is_online = report.status.presence is Presence.ONLINE
-    has_changed = before is None or before.is_online != is_online
-    if report.is_retained and not has_changed:
-        return ()
-    seen = min(report.status.envelope.sent_at, now) if report.is_retained else now
-    after = PresenceRecord(
-        is_online,
-        report.status.reason,
-        report.status.agent_version or (before.agent_version if before else ""),
-        now if before is None or has_changed else before.changed_at,
-        seen if before is None else max(seen, before.last_seen),
-    )
-    messaging.set_presence(transaction, report.device, after)
-    if not has_changed:
-        return ()
-    fields = {"device": report.device, "reason": _cut(report.status.reason)}
-    return (News(f"presence {report.device}", f"device.{report.status.presence}", fields),)
+def _record_presence(
+    transaction: Transaction, report: StatusSeen | SessionSeen | SessionOver, hearing: Hearing
+) -> tuple[News, ...]:
+    before, now = messaging.find_presence(transaction, _known(transaction, report.device)), hearing.now
+    match report:
+        case StatusSeen():
+            fused = presence.status(before, report, now, is_witnessed=hearing.is_witnessed)
+        case SessionSeen():
+            fused = presence.session_seen(before, report, now)
+        case SessionOver():
+            fused = presence.session_over(before, report, now)
+        case _:
+            assert_never(report)
+    return () if fused is None else _record_fused(transaction, report.device, before, fused, hearing)
+
+
+def _record_fused(
+    transaction: Transaction, device: DeviceId, before: PresenceRecord | None, fused: Fused, hearing: Hearing
+) -> tuple[News, ...]:
+    """Of a device that comes and goes all the time some changes are counted alone: a disk has its life."""
+    messaging.set_presence(transaction, device, fused.after)
+    seconds = hearing.now.timestamp()
+    for change in fused.changes:
+        if not hearing.kept.retry_after(device, seconds):
+            hearing.kept.count(device, seconds)
+            history.add(transaction, device, change)
+    return tuple(_news(device, fused, before))
+
+
+def _news(device: DeviceId, fused: Fused, before: PresenceRecord | None) -> Iterator[News]:
+    for change in fused.changes:
+        word = "online" if change.is_online else "offline"
+        fields = {"device": device, "reason": _cut(change.reason), "said": _cut(change.said), "address": change.address}
+        yield News(f"presence {device}", f"device.{word}", {name: value for name, value in fields.items() if value})
+    version = fused.after.agent_version
+    if version and (before is None or before.agent_version != version):
+        yield News(f"agent {device}", "device.agent", {"device": device, "version": _cut(version)})
 
 
 def _cut(text: object) -> str:

@@ -1,13 +1,18 @@
-"""What a device tells dispatch, read from one message (pure). Who speaks is decided by the topic alone."""
+"""What dispatch is told, read from one message (pure). Of devices, who speaks is decided by the topic alone.
+
+Of sessions the broker tells (`enroll.roll`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from fleet import messages, topics
 from fleet.errors import InvalidInput
 from fleet.identity import DeviceId
 from fleet.messages import HelloMessage, ResultMessage, StatusMessage
+from fleet.sessions import Ending
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +22,30 @@ class StatusSeen:
     device: DeviceId
     status: StatusMessage
     is_retained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSeen:
+    """The broker has a session of it, which `boot` of the broker and `number` name."""
+
+    device: DeviceId
+    boot: str
+    number: int
+    since: datetime
+    address: str
+    broker: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOver:
+    """The broker has no session of it any more."""
+
+    device: DeviceId
+    boot: str
+    number: int
+    ending: Ending
+    at: datetime
+    broker: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +69,7 @@ class ResultSeen:
     result: ResultMessage
 
 
-Report = StatusSeen | HelloSeen | ResultSeen
+Report = StatusSeen | HelloSeen | ResultSeen | SessionSeen | SessionOver
 
 
 def read_report(topic: str, payload: bytes, *, is_retained: bool) -> Report:

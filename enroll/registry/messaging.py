@@ -37,16 +37,18 @@ _SENDABLE = (
     .order_by(commands.c.number)
 )
 _DUE: Select[Any] = _SENDABLE.where(commands.c.is_due).limit(bindparam("limit"))
-_IS_ONLINE = select(presence.c.online).where(presence.c.principal == bindparam("for")).scalar_subquery()
-_ADD = insert(commands).values(is_due=func.coalesce(_IS_ONLINE, false()))
+_IS_READY = (
+    select(presence.c.online & presence.c.claimed).where(presence.c.principal == bindparam("for")).scalar_subquery()
+)
+_ADD = insert(commands).values(is_due=func.coalesce(_IS_READY, false()))
 _CAME_OR_WENT = (
     update(commands)
     .where(
         commands.c.device == bindparam("of"),
         commands.c.state == CommandState.QUEUED.value,
-        commands.c.is_due != bindparam("online"),
+        commands.c.is_due != bindparam("is_ready"),
     )
-    .values(is_due=bindparam("online"))
+    .values(is_due=bindparam("is_ready"))
 )
 _UNFINISHED_OF = _SENDABLE.where(commands.c.device == bindparam("device"), commands.c.state.in_(_UNFINISHED)).limit(
     bindparam("limit")
@@ -77,9 +79,26 @@ _ORPHANED = (
     .values(state=CommandState.EXPIRED.value, changed_at=bindparam("at"), is_due=False)
 )
 _NEXT_DEADLINE = select(func.min(commands.c.deadline)).where(commands.c.state.in_(_UNDELIVERED))
-_PRESENCE = select(
-    presence.c.online, presence.c.reason, presence.c.agent, presence.c.changed_at, presence.c.last_seen
-).where(presence.c.principal == bindparam("id"))
+_OF_PRESENCE: Final = (
+    presence.c.online,
+    presence.c.reason,
+    presence.c.agent,
+    presence.c.changed_at,
+    presence.c.last_seen,
+    presence.c.claimed,
+    presence.c.said,
+    presence.c.boot,
+    presence.c.session,
+    presence.c.address,
+    presence.c.broker,
+    presence.c.changes,
+)
+_PRESENCE = select(*_OF_PRESENCE).where(presence.c.principal == bindparam("id"))
+_ADD_PRESENCE = upsert(presence)
+_SET_PRESENCE = _ADD_PRESENCE.on_conflict_do_update(
+    index_elements=["principal"], set_={column.name: _ADD_PRESENCE.excluded[column.name] for column in _OF_PRESENCE}
+)
+_WHO_IS_ONLINE = select(presence.c.principal, presence.c.boot, presence.c.session).where(presence.c.online)
 _SEEN = update(presence).where(presence.c.principal == bindparam("of")).values(last_seen=bindparam("at"))
 
 
@@ -195,17 +214,29 @@ def find_presence(transaction: Connection, id: DeviceId) -> PresenceRecord | Non
 
 
 def set_presence(transaction: Connection, id: DeviceId, record: PresenceRecord) -> None:
-    """Store what was heard of a principal that is there; while it is online, what is queued for it is due."""
+    """Store what was heard of a principal that is there; while it takes commands, what is queued for it is due."""
     values = {
+        "principal": id,
         "online": record.is_online,
         "reason": record.reason,
         "agent": record.agent_version,
         "changed_at": record.changed_at,
         "last_seen": record.last_seen,
+        "claimed": record.is_claimed,
+        "said": record.said,
+        "boot": record.boot,
+        "session": record.session,
+        "address": record.address,
+        "broker": record.broker,
+        "changes": record.changes,
     }
-    statement = upsert(presence).values(principal=id, **values)
-    transaction.execute(statement.on_conflict_do_update(index_elements=["principal"], set_=values))
-    transaction.execute(_CAME_OR_WENT, {"of": id, "online": record.is_online})
+    transaction.execute(_SET_PRESENCE, values)
+    transaction.execute(_CAME_OR_WENT, {"of": id, "is_ready": record.is_online and record.is_claimed})
+
+
+def who_is_online(transaction: Connection) -> dict[DeviceId, tuple[str, int]]:
+    """Everybody who is, each with the session that its broker has of it: its boot and number."""
+    return {DeviceId(who): (boot, number) for who, boot, number in transaction.execute(_WHO_IS_ONLINE)}
 
 
 def touch(transaction: Connection, id: DeviceId, now: datetime) -> None:

@@ -248,10 +248,35 @@ class CommandRecord:
 
 @dataclass(frozen=True, slots=True)
 class PresenceRecord:
-    """Whether a device is connected, since when, and when it was last heard of."""
+    """Whether a device is connected, since when, and when it was last heard of.
+
+    `is_claimed` and `said` are its own word: that it is online and takes commands, and why it left. `boot` and
+    `session` name the session that its broker has or had last, if the broker tells. `changes` were counted so far.
+    """
 
     is_online: bool
     reason: str
     agent_version: str
     changed_at: datetime
     last_seen: datetime
+    is_claimed: bool = True
+    said: str = ""
+    boot: str = ""
+    session: int = 0
+    address: str = ""
+    broker: str = ""
+    changes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceChange:
+    """A device came or went, by that number the so many-th time. `before`: since when it had been the other."""
+
+    number: int
+    at: datetime
+    is_online: bool
+    reason: str
+    said: str
+    address: str
+    broker: str
+    before: datetime | None
