@@ -12,6 +12,7 @@ from enroll.cli import (
     device,
     export,
     init,
+    job,
     log,
     manufacturer,
     policy,
@@ -55,6 +56,7 @@ for noun, verbs, help_ in (
     ("cert", cert.VERBS, "Every certificate that was issued."),
     ("ca", ca.VERBS, "The certificate authority."),
     ("policy", policy.VERBS, "Who may publish and subscribe where."),
+    ("job", job.VERBS, "One command to many devices, a few first, then in waves."),
     ("export", export.VERBS, "Telemetry into databases and files, as a service."),
     ("log", log.VERBS, "What was done, and that nobody changed it."),
 ):
