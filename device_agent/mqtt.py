@@ -22,7 +22,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -32,6 +31,7 @@ from device_agent.clock import Clock
 from device_agent.core.effects import Acknowledge, Connect, Publish, Subscribe
 from device_agent.core.events import Arrived, Connected, Disconnected, Event, Sent, Subscribed
 from device_agent.failures import Cause, Failure
+from device_agent.lean_paho import client as paho
 from fleet.identity import DeviceId, Server
 from fleet.layout import AgentHome
 from fleet.logs import event
