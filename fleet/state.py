@@ -143,7 +143,7 @@ def lacking(desired: JsonObject, reported: JsonObject) -> Iterator[tuple[tuple[s
     """
     for name, value in sorted(desired.items()):
         found = reported.get(name)
-        if isinstance(value, dict) and value and isinstance(found, dict):
+        if isinstance(value, dict) and isinstance(found, dict):
             yield from (((name, *path), wanted, there) for path, wanted, there in lacking(value, found))
         elif _text(value) != _text(found):
             yield (name,), value, found
@@ -191,7 +191,7 @@ def offer(own: Document, claim: Mark, known: Document | None) -> Part:
     """What a follower that has `claim` is told: nothing new, the difference to `known` if that is it, or all of it."""
     if claim == own.mark:
         return own.mark
-    if known is not None and known.mark == claim and claim != NONE_YET:
+    if known is not None and known.mark == claim:
         patch = diff(known.value, own.value)
         if len(_text(patch)) < len(_text(own.value)):
             return Delta(own.mark, claim, patch)
