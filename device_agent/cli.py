@@ -109,6 +109,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="MIB",
         help="how much waits on disk while the broker is away (default: %(default)s)",
     )
+    parser.add_argument(
+        "--share",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="the fleet may fetch the files in this folder; may be given again (default: none)",
+    )
 
 
 def _between(least: int, most: int) -> Callable[[str], int]:
@@ -233,9 +241,13 @@ def _host_name() -> DeviceId:
 
 
 def _run(options: argparse.Namespace, home: AgentHome) -> int:
+    from device_agent.last_lines import LastLines
     from device_agent.runner import EventQueue, Runner, World, configure_logging
+    from device_agent.sharing import Shares, check_shares
+    from device_agent.upload_client import Sources
 
-    configure_logging()
+    sources = Sources(LastLines(), Shares(check_shares(options.share, home.path), home.path))
+    configure_logging(lines=sources.lines)
     store = Store(home, PosixDisk())
     store.recover()
     credential = store.credential()
@@ -257,7 +269,7 @@ def _run(options: argparse.Namespace, home: AgentHome) -> int:
     with only_one(home):
         clock = _timekeeper(home, credential)
         world = World(lambda: _moment(clock), clock, PosixDisk())
-        Runner(home, settings, credential, world, events).run()
+        Runner(home, settings, credential, world, events, sources).run()
     return 0
 
 

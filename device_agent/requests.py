@@ -11,6 +11,7 @@ from fleet.arguments import Schema, parse
 from fleet.errors import InvalidInput
 from fleet.messages import InvalidMessage, JsonObject, ResultState
 from fleet.uploads import RESERVED
+from fleet.uploads import RESERVED
 
 MAX_LINE_BYTES: Final = 65_536
 MAX_COMMANDS: Final = 64
@@ -99,6 +100,8 @@ def _parse_register(fields: JsonObject) -> Register:
     commands = fields.get("commands")
     if not isinstance(commands, list) or len(commands) > MAX_COMMANDS:
         raise InvalidMessage(f"commands is not a list of at most {MAX_COMMANDS} names")
+    if any(isinstance(name, str) and name.startswith(RESERVED) for name in commands):
+        raise InvalidMessage(f"commands that begin with {RESERVED} are the agent's own")
     if any(isinstance(name, str) and name.startswith(RESERVED) for name in commands):
         raise InvalidMessage(f"commands that begin with {RESERVED} are the agent's own")
     if not all(isinstance(name, str) for name in commands):

@@ -38,6 +38,7 @@ from device_agent.core.effects import (
     SaveJournal,
     Subscribe,
     Tell,
+    Upload,
     UsePredecessor,
     UseSuccessor,
     WriteSpool,
@@ -47,11 +48,14 @@ from device_agent.core.state import Settings, initial
 from device_agent.core.step import next_deadline, step
 from device_agent.failures import Cause, Failure
 from device_agent.journal import Journal, decode_journal
+from device_agent.last_lines import LastLines
 from device_agent.mqtt import Connection
 from device_agent.renewal_client import Renewer
+from device_agent.sharing import Shares
 from device_agent.spool import SpoolFile
 from device_agent.store import Disk, check_private, replace_file
 from device_agent.succession import Succession
+from device_agent.upload_client import Sources, Uploader
 from fleet.address import Address
 from fleet.errors import FleetError, InvalidInput
 from fleet.layout import AgentHome, Credential
@@ -122,6 +126,8 @@ class Runner:
     credential: Credential
     world: World
     events: EventQueue = field(default_factory=EventQueue)
+    sources: Sources | None = None
+    _uploader: Uploader | None = None
     _connection: Connection | None = None
     _abandoned: list[Connection] = field(default_factory=list)
     _fetch: _Fetch = field(default_factory=_Fetch)
@@ -135,6 +141,7 @@ class Runner:
         check_private(self.home.identity.key)
         applications = ApplicationServer(self.home, self.events.post)
         spool = SpoolFile(self.home, self.settings.device)
+        self._uploader = self._new_uploader()
         renewer = Renewer(self.home, self.world.disk, self.credential, self.world.clock, self.events.post)
         has_predecessor = Succession(self.home, self.world.disk).previous() is not None
         brokers = config_client.known_brokers(self.home)
@@ -158,9 +165,15 @@ class Runner:
                 self._connection.disconnect()
                 self._connection.join(2)
             renewer.close()
+            self._uploader.close()
             applications.close()
             spool.close()
             _log.info("agent.stopped device=%s", self.settings.device)
+
+    def _new_uploader(self) -> Uploader:
+        sources = self.sources or Sources(LastLines(), Shares((), self.home.path))
+        url, clock = self.credential.enroll_url, self.world.clock
+        return Uploader(self.home, url, clock, lambda: self.world.moment().chance, sources, self.events.post)
 
     def _next_event(self, deadline: float | None) -> Event:
         """A timer that is due goes before what waits in the queue, and never twice in a row: neither can starve."""
@@ -184,14 +197,16 @@ class Runner:
                 if self._connection is not None and self._connection.epoch == effect.epoch:
                     self._connection.perform(effect)
             case Disconnect(epoch):
-                if self._connection is not None and self._connection.epoch == epoch:
-                    self._connection.disconnect()
+                self._end_connection(epoch)
             case SaveJournal(journal):
                 return Journalled(self._save_journal(journal))
             case OpenSpool() | WriteSpool() | ReadSpool():
                 return spool.perform(effect)
             case Renew() | UseSuccessor() | UsePredecessor() | Confirm() | ForgetPredecessor():
                 return renewer.perform(effect)
+            case Upload():
+                assert self._uploader is not None
+                self._uploader.perform(effect)
             case Tell(app, line):
                 applications.tell(app, line)
             case AnnounceReady():
@@ -203,6 +218,10 @@ class Runner:
             case _:
                 assert_never(effect)
         return None
+
+    def _end_connection(self, epoch: int) -> None:
+        if self._connection is not None and self._connection.epoch == epoch:
+            self._connection.disconnect()
 
     def _start_connection(self, order: Connect) -> None:
         if self._connection is not None:
@@ -301,6 +320,8 @@ class Runner:
             return Journal()
 
 
-def configure_logging(level: int = logging.INFO) -> None:
-    """One line an event on stderr."""
+def configure_logging(level: int = logging.INFO, lines: LastLines | None = None) -> None:
+    """One line an event on stderr, and in `lines`."""
     log_to(logging.StreamHandler(sys.stderr), level)
+    if lines is not None:
+        logging.getLogger().addHandler(lines)

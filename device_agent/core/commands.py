@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from device_agent.clock import Moment
-from device_agent.core.effects import Acknowledge, Effect, Log, SaveJournal, Tell
-from device_agent.core.events import Journalled
+from device_agent.core.effects import Acknowledge, Effect, Log, SaveJournal, Tell, Upload
+from device_agent.core.events import Journalled, UploadEnded
 from device_agent.core.shelf import NEVER
 from device_agent.core.spooling import CONFIRMED_SECONDS
 from device_agent.core.state import App, State
 from device_agent.journal import MAX_UNFINISHED, Entry, Phase
 from device_agent.outbox import Class, Outgoing
-from fleet import messages, topics
+from fleet import messages, topics, uploads
+from fleet.errors import InvalidInput
 from fleet.messages import InvalidMessage, ResultMessage, ResultState
 
 
@@ -44,7 +45,14 @@ def on_command(
     return _save(replace(state, unacknowledged=(*state.unacknowledged, acknowledge)), entry, effects)
 
 
-def on_journalled(state: State, event: Journalled, moment: Moment, effects: list[Effect]) -> State:
+def on_event(state: State, event: Journalled | UploadEnded, moment: Moment, effects: list[Effect]) -> State:
+    """What was ordered of the disk or of an upload has come to its end."""
+    if isinstance(event, UploadEnded):
+        return _on_upload_ended(state, event, effects)
+    return _on_journalled(state, event, moment, effects)
+
+
+def _on_journalled(state: State, event: Journalled, moment: Moment, effects: list[Effect]) -> State:
     """The journal is on disk: acknowledge, hand over, answer."""
     effects += state.unacknowledged
     state = replace(state, unacknowledged=())
@@ -79,11 +87,22 @@ def hand_over(state: State, moment: Moment, effects: list[Effect]) -> State:
             )
         elif app is not None and (wrong := _misfit(app, entry)):
             state = finish(state, entry, ResultState.FAILED, None, f"the arguments do not fit: {wrong}", effects)
+        elif entry.name == uploads.COMMAND:
+            state = _begin_upload(state, entry, moment, effects)
         elif app is not None:
             state = _open(state, entry, app.number, moment, effects)
         elif moment.monotonic >= entry.hold_until:
             state = finish(state, entry, ResultState.FAILED, None, _nobody_takes(state, entry), effects)
     return state
+
+
+def _on_upload_ended(state: State, event: UploadEnded, effects: list[Effect]) -> State:
+    """The fleet has what it asked for, or will not get it; once that is on disk the next upload begins."""
+    entry = state.journal.find(event.command_id)
+    if entry is None or entry.phase is not Phase.OPEN:
+        return state
+    result = ResultState.FAILED if event.error else ResultState.DONE
+    return finish(state, entry, result, event.output, event.error, effects)
 
 
 def finish(state: State, entry: Entry, result: ResultState, output: Any, error: str, effects: list[Effect]) -> State:
@@ -131,6 +150,8 @@ def _on_repeated(state: State, known: Entry, acknowledge: Acknowledge, moment: M
 def _hold_until(state: State, entry: Entry, moment: Moment) -> float:
     """Until when an application may still appear, but not past the deadline."""
     until = max(moment.monotonic, state.applications_expected_until)
+    if entry.name == uploads.COMMAND:  # which waits for others of its kind
+        until = NEVER
     if entry.deadline is None:
         return until
     return min(until, moment.monotonic + (entry.deadline - moment.utc).total_seconds())
@@ -149,6 +170,23 @@ def _misfit(app: App, entry: Entry) -> str | None:
     """What the application has said that it does not take."""
     schema = app.schemas.get(entry.name)
     return None if schema is None else schema.violation(entry.args)
+
+
+def _begin_upload(state: State, entry: Entry, moment: Moment, effects: list[Effect]) -> State:
+    """The agent's own, for which no application is asked; one at a time, the others wait."""
+    is_busy = any(other.name == uploads.COMMAND for other in state.journal.of(Phase.OPEN))
+    if moment.monotonic >= entry.hold_until:
+        return finish(state, entry, ResultState.EXPIRED, None, "others were sent until its deadline", effects)
+    if is_busy or entry.deadline is None:
+        return state
+    try:
+        order = uploads.decode_order(entry.args)
+    except InvalidInput as error:
+        return finish(state, entry, ResultState.FAILED, None, error.message, effects)
+    until = moment.monotonic + (entry.deadline - moment.utc).total_seconds()
+    effects.append(Upload(entry.id, order, until))
+    opened = replace(entry, phase=Phase.OPEN, args={})
+    return queue_result(replace(state, journal=state.journal.put(opened)), opened, ResultState.ACCEPTED, moment)
 
 
 def _nobody_takes(state: State, entry: Entry) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from device_agent.journal import Journal
 from device_agent.outbox import Class, Losses, Outgoing
 from fleet.address import Address
+from fleet.uploads import Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,15 @@ class ForgetPredecessor:
 
 
 @dataclass(frozen=True, slots=True)
+class Upload:
+    """Send the fleet what it has asked for, till `until` (monotonic); `UploadEnded` comes of it."""
+
+    command_id: str
+    order: Order
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tell:
     """One line to one application."""
 
@@ -195,6 +205,7 @@ Effect = (
     | UsePredecessor
     | Confirm
     | ForgetPredecessor
+    | Upload
     | Tell
     | AnnounceReady
     | Log

@@ -10,6 +10,7 @@ from device_agent.outbox import NO_LOSSES, Class, Losses
 from device_agent.renewal import Life, Problem
 from device_agent.requests import Request
 from fleet.address import Address
+from fleet.messages import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,15 @@ class ConfirmationFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class UploadEnded:
+    """The service has it; or, with `error`, it will not be sent."""
+
+    command_id: str
+    output: JsonObject | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     """Somebody wants the agent to end."""
 
@@ -231,6 +241,7 @@ Event = (
     | IdentityChanged
     | Confirmed
     | ConfirmationFailed
+    | UploadEnded
     | StopRequested
 )
 

@@ -35,6 +35,7 @@ from device_agent.core.events import (
     Subscribed,
     SuccessorReady,
     Tick,
+    UploadEnded,
 )
 from device_agent.core.shelf import NEVER
 from device_agent.core.state import Online, State, Stopping, Subscribing
@@ -73,8 +74,8 @@ def _handle(state: State, event: Event, moment: Moment, effects: list[Effect]) -
             return _on_arrived(state, event, moment, effects)
         case Sent():
             return _on_sent(state, event, moment, effects)
-        case Journalled():
-            return commands.on_journalled(state, event, moment, effects)
+        case Journalled() | UploadEnded():
+            return commands.on_event(state, event, moment, effects)
         case SpoolOpened() | SpoolWritten() | SpoolRead() | SpoolFailed():
             return spooling.on_event(state, event, moment, effects)
         case AppJoined() | AppSaid() | AppLeft():
