@@ -12,9 +12,11 @@ import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
+from enroll import roll
+from enroll.attendance import Attendance
 from enroll.backoff import Backoff
 from enroll.bookkeeping import Books
 from enroll.downlink import DownlinkSigner
@@ -27,10 +29,12 @@ from enroll.registry import Registry
 from enroll.registry.commits import CommitMark
 from enroll.registry.records import CommandRecord
 from enroll.reports import Report
+from enroll.roll import Roll
 from enroll.rollout import Moment
 from enroll.sifting import sift
 from fleet import messages, topics
 from fleet.clock import FlooredClock
+from fleet.config import DEFAULT_PRESENCE_GRACE
 from fleet.errors import FleetError, NotFound
 from fleet.identity import DISPATCH, Server
 from fleet.layout import AdminHome, decode_run_file
@@ -61,7 +65,14 @@ class Ports:
 class Dispatch:
     """Runs until `stop` is set. Without a broker in reach it tries again; the registry keeps what is due."""
 
-    def __init__(self, home: AdminHome, registry: Registry, ports: Ports, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        home: AdminHome,
+        registry: Registry,
+        ports: Ports,
+        stop: threading.Event,
+        presence_grace: timedelta = DEFAULT_PRESENCE_GRACE,
+    ) -> None:
         self._home = home
         self._registry = registry
         self._ports = ports
@@ -72,6 +83,8 @@ class Dispatch:
         self._jobs = Jobs(registry)
         self._published = Sparsely(first=1)
         self._signer = DownlinkSigner(home.dispatch_signing)
+        self._presence_grace = presence_grace
+        self._stopped = ""  # the start of the broker that said goodbye last
 
     def run(self) -> None:
         """Connect, serve, connect again; returns when stopped."""
@@ -104,15 +117,36 @@ class Dispatch:
         login = Login(trust, self._home.dispatch, DISPATCH.id, is_persistent=True, clock=clock)
         connection = Connection.open(login, ways, self._ports.monotonic)
         try:
+            self._serve(connection, mark)
+        finally:
+            connection.close()
+
+    def _serve(self, connection: Connection, mark: CommitMark) -> None:
+        attendance = self._attendance(connection)
+        try:
+            attendance.begin(self._ports.monotonic)
             connection.subscribe(SUBSCRIPTIONS, self._ports.monotonic)
             _log.info(event("dispatch.online", broker=connection.endpoint))
             session = Session(
-                connection, self._books, self._greetings, self._jobs, self._ports, self._published, self._signer
+                connection,
+                attendance,
+                self._books,
+                self._greetings,
+                self._jobs,
+                self._ports,
+                self._published,
+                self._signer,
             )
             while not self._stop.is_set():
                 session.turn(has_news=mark.has_moved())
         finally:
-            connection.close()
+            self._stopped = attendance.roll.stopped
+
+    def _attendance(self, connection: Connection) -> Attendance:
+        called = f"{connection.endpoint.server_name}:{connection.endpoint.port}"
+        now = roll.Moment(self._ports.monotonic(), self._ports.clock())
+        recorded, grace = self._books.who_is_online(), self._presence_grace.total_seconds()
+        return Attendance(connection, Roll.begin(called, recorded, grace, now, self._stopped), self._books.aside)
 
     def _wait(self, seconds: float) -> None:
         """Wait, but not longer than until the broker says that it is there (again)."""
@@ -128,6 +162,7 @@ class Session:
     """What is under way on one connection. What it forgets at its end, the registry knows."""
 
     connection: Connection
+    attendance: Attendance
     books: Books
     greetings: Greetings
     jobs: Jobs
@@ -141,13 +176,15 @@ class Session:
 
     def turn(self, *, has_news: bool) -> None:
         """One round. Raises: Unreachable (the connection has ended), RegistryUnavailable."""
-        arrived = self.connection.turn(TURN_SECONDS)
+        arrived = self.connection.turn(0.0 if self.attendance.is_busy else TURN_SECONDS)
         taken = [self._in_flight.pop(id_) for id_ in self.connection.published() if id_ in self._in_flight]
         now, seconds = self.ports.clock(), self.ports.monotonic()
         due: list[CommandRecord] = []
-        reports = self.greetings.timely(self._read(arrived), seconds)
+        moment = roll.Moment(seconds, now)
+        of_devices = self.attendance.hear(arrived, moment)
+        reports = self.greetings.timely(self._read(of_devices), seconds) + self.attendance.reports(moment)
         if reports or taken:
-            due = self.books.enter(reports, taken, now)
+            due = self.books.enter(reports, taken, now, is_witnessed=self.attendance.roll.is_called)
             self.greetings.answered(reports, seconds)
         for message in arrived:
             self.connection.ack(message)

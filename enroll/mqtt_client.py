@@ -177,6 +177,7 @@ class Connection:
         self._refusal: str | None = None
         self._ended: str | None = None
         self._is_subscribed = False
+        self._asked: set[int | None] = set()  # packet ids of subscriptions that may be refused
         self._client = self._made(login)
         self._poll = select.poll()
 
@@ -256,6 +257,22 @@ class Connection:
             if monotonic() > deadline:
                 raise Unreachable(f"{self._endpoint}: no SUBACK within {CONNECT_SECONDS:.0f} s")
             self._turn(0.1)
+
+    def ask_for(self, topic_filter: str) -> None:
+        """Subscribe without waiting for the answer, which may be no. Raises: Unreachable."""
+        result, packet_id = self._client.subscribe(topic_filter, 1)
+        if result != paho.MQTT_ERR_SUCCESS:
+            raise self._over()
+        self._asked.add(packet_id)
+
+    def wait_for(self, topic: str, seconds: float, monotonic: Callable[[], float]) -> bool:
+        """Whether a message of that topic arrives by then; `turn` gives it. Raises: Unreachable."""
+        deadline = monotonic() + seconds
+        while not any(message.topic == topic for message in self._arrived):
+            if monotonic() > deadline:
+                return False
+            self._turn(0.1)
+        return True
 
     def turn(self, seconds: float) -> list[Incoming]:
         """Wait up to `seconds` for the network, serve it, and give what has arrived. Raises: Unreachable at the end."""
@@ -337,6 +354,9 @@ class Connection:
     def _on_subscribe(
         self, client: paho.Client, data: Any, mid: int, reasons: list[ReasonCode], properties: Properties
     ) -> None:
+        if mid in self._asked:
+            self._asked.discard(mid)
+            return
         self._is_subscribed = True
         if any(reason.is_failure for reason in reasons):
             self._refusal = "a subscription"

@@ -22,11 +22,12 @@ DEFAULT_BROKER_LISTEN: Final = "0.0.0.0:8883"
 DEFAULT_CRL_LISTEN: Final = "0.0.0.0:8080"
 DEFAULT_RECOVERY_GRACE: Final = timedelta(days=180)
 DEFAULT_SESSION_EXPIRY: Final = timedelta(days=14)
+DEFAULT_PRESENCE_GRACE: Final = timedelta(seconds=150)  # an agent tries again every two minutes at the latest
 DEFAULT_UPLOADS: Final = UploadLimits()
 OFF: Final = "off"
 
 _LIFE: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])")
-_ENROLL_KEYS: Final = {"listen", "pairing", "life", "crl_listen", "recovery_grace", "uploads"}
+_ENROLL_KEYS: Final = {"listen", "pairing", "life", "crl_listen", "recovery_grace", "uploads", "presence_grace"}
 _BROKER_KEYS: Final = {"listen", "limits", "metrics", "durable", "session_expiry"}
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _Bounds = TypeVar("_Bounds", Limits, UploadLimits)
@@ -66,6 +67,7 @@ class FleetConfig:
     `recovery_grace`: for how long after its end a device's certificate recovers without an admin.
     `session_expiry`: how long the broker keeps the session of a client that does not come.
     `uploads`: how much devices may send on request.
+    `presence_grace`: how long after a start of the broker its devices may take to come back before they are offline.
     """
 
     trust_domain: TrustDomain
@@ -83,6 +85,7 @@ class FleetConfig:
     broker_durable: bool = True
     session_expiry: timedelta = DEFAULT_SESSION_EXPIRY
     uploads: UploadLimits = DEFAULT_UPLOADS
+    presence_grace: timedelta = DEFAULT_PRESENCE_GRACE
 
 
 def load(text: str) -> FleetConfig:
@@ -126,7 +129,9 @@ class _Reader:
         found = FleetConfig(*first, pairing, metrics, life, self._crl_listen(), self._recovery_grace())
         is_durable = self._switch("broker", "durable", default=True)
         uploads = self._limits("enroll", "uploads", UploadLimits)
-        return replace(found, broker_durable=is_durable, session_expiry=self._session_expiry(), uploads=uploads)
+        expiry = self._lasting("broker", "session_expiry", DEFAULT_SESSION_EXPIRY)
+        grace = self._lasting("enroll", "presence_grace", DEFAULT_PRESENCE_GRACE)
+        return replace(found, broker_durable=is_durable, session_expiry=expiry, uploads=uploads, presence_grace=grace)
 
     def _trust_domain(self) -> TrustDomain | None:
         try:
@@ -167,11 +172,11 @@ class _Reader:
             self.problems.append(f"broker.metrics: {found} can be reached from outside; say so with --metrics {found}")
         return found
 
-    def _session_expiry(self) -> timedelta:
-        table = self.table.get("broker", {})
-        text = table.get("session_expiry") if isinstance(table, dict) else None
-        found = self._duration("broker.session_expiry", text) if text is not None else None
-        return found or DEFAULT_SESSION_EXPIRY
+    def _lasting(self, section: str, name: str, default: timedelta) -> timedelta:
+        table = self.table.get(section, {})
+        text = table.get(name) if isinstance(table, dict) else None
+        found = self._duration(f"{section}.{name}", text) if text is not None else None
+        return found or default
 
     def _switch(self, section: str, name: str, *, default: bool = False) -> bool:
         """What that key says; off is the default of everything that is switched on."""

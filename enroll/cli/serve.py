@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -99,18 +100,19 @@ async def _serve(
         serving(home, config, registry, commits, ports, listen=listen) as address,
     ):
         url = public_url or advertised(config.hosts[0], address.port)
-        with _announced(home, url), _dispatching(home, registry):
+        with _announced(home, url), _dispatching(home, registry, config.presence_grace):
             print(f"enroll: ready {advertised(address.host, address.port)}", flush=True)
             await stop.wait()
 
 
 @contextlib.contextmanager
-def _dispatching(home: AdminHome, registry: Registry) -> Iterator[None]:
+def _dispatching(home: AdminHome, registry: Registry, presence_grace: timedelta) -> Iterator[None]:
     """Dispatch on a thread of its own; at the end it is waited for, unless it hangs in a name look-up."""
     from enroll.dispatch import Dispatch, Ports
 
     stop = threading.Event()
-    dispatch = Dispatch(home, registry, Ports(now, time.monotonic, random.SystemRandom(), clock), stop)
+    ports = Ports(now, time.monotonic, random.SystemRandom(), clock)
+    dispatch = Dispatch(home, registry, ports, stop, presence_grace)
     thread = threading.Thread(target=dispatch.run, name="dispatch", daemon=True)
     thread.start()
     try:

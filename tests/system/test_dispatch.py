@@ -131,15 +131,16 @@ def test_a_status_becomes_presence(home: AdminHome, service: Program, broker: Pr
     with connected(home, broker, PUMP, enrol(home, PUMP)) as pump:
         pump.is_online()
         heard(service, "device.online device=pump-07")
-    found = presence(home)
-    assert found is not None
-    assert (True, "test") == (found.is_online, found.agent_version)
-    with Registry.open(home.registry) as registry, registry.read() as transaction:
-        assert [PUMP] == [
-            s.record.id
-            for s in overview.page(transaction, overview.EVERYBODY, None, 100)
-            if s.presence and s.presence.is_online
-        ]
+        heard(service, "device.agent device=pump-07 version=test")
+        found = presence(home)
+        assert found is not None
+        assert (True, "test") == (found.is_online, found.agent_version)
+        with Registry.open(home.registry) as registry, registry.read() as transaction:
+            assert [PUMP] == [
+                s.record.id
+                for s in overview.page(transaction, overview.EVERYBODY, None, 100)
+                if s.presence and s.presence.is_online
+            ]
 
 
 def test_a_command_waits_for_hello_and_its_result_is_kept(home: AdminHome, service: Program, broker: Program) -> None:
@@ -280,6 +281,7 @@ def test_a_retained_status_does_not_make_a_silent_device_look_seen(home: AdminHo
         with connected(home, broker, PUMP, enrol(home, PUMP)) as pump:
             pump.is_online()
             heard(service, "device.online device=pump-07")
+        heard(service, "device.offline device=pump-07 reason=connection-lost")
         before = presence(home)
         assert before is not None
         service.stop()
