@@ -85,12 +85,19 @@ class Uploads:
             found = rows.find(transaction, id)
         return found, commands.find(self.registry, id)
 
-    def finished(self, id: str) -> UploadRecord:
-        """A file that is whole. Raises: NotFound."""
+    def find(self, id: str) -> UploadRecord:
+        """What was asked for by that id. Raises: NotFound."""
         with self.registry.read() as transaction:
             found = rows.find(transaction, id)
-        if found is None or not found.is_finished:
-            raise NotFound(f"there is no file {id[:40]!r}, or not all of it", hint="enroll fetch list")
+        if found is None:
+            raise NotFound(f"there is no upload {id[:40]!r}", hint="enroll fetch list")
+        return found
+
+    def finished(self, id: str) -> UploadRecord:
+        """A file that is whole. Raises: NotFound."""
+        found = self.find(id)
+        if not found.is_finished:
+            raise NotFound(f"upload {id} is not whole yet", hint="enroll fetch list")
         return found
 
     def listed(self, device: DeviceId | None = None) -> list[UploadRecord]:

@@ -11,6 +11,7 @@ from enroll.cli import (
     cert,
     device,
     export,
+    fetch,
     init,
     job,
     log,
@@ -57,6 +58,7 @@ for noun, verbs, help_ in (
     ("ca", ca.VERBS, "The certificate authority."),
     ("policy", policy.VERBS, "Who may publish and subscribe where."),
     ("job", job.VERBS, "One command to many devices, a few first, then in waves."),
+    ("fetch", fetch.VERBS, "Logs and files of devices."),
     ("export", export.VERBS, "Telemetry into databases and files, as a service."),
     ("log", log.VERBS, "What was done, and that nobody changed it."),
 ):

@@ -1,0 +1,312 @@
+"""`enroll fetch`: the last log lines of a device, or a file that it shares; the service keeps them for some days."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from enroll.cli.options import (
+    HomeOption,
+    Output,
+    OutputOption,
+    Verbs,
+    admin_home,
+    now,
+    open_registry,
+    parse_duration,
+    token_bytes,
+    user,
+)
+from enroll.cli.output import Row, minute, print_rows, say, time_or_none
+from enroll.cli.progress import progress
+from fleet import messages
+from fleet.errors import FleetError, InvalidInput, TimedOut, printable, reason_of
+from fleet.identity import DeviceId
+from fleet.uploads import (
+    MAX_LINES,
+    MAX_LISTING_BYTES,
+    MAX_LOG_BYTES,
+    FileWanted,
+    ListingWanted,
+    LogWanted,
+    Order,
+    check_file_name,
+)
+
+if TYPE_CHECKING:
+    from enroll.registry.records import CommandRecord
+    from enroll.registry.uploads import UploadRecord
+    from enroll.uploads import Uploads
+
+_POLL_SECONDS: Final = 0.05
+_LAST_WORDS: Final = timedelta(seconds=5)  # what a device says of it at the deadline
+_STDOUT: Final = "-"
+
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The device.")]
+UploadArgument = Annotated[str, typer.Argument(metavar="UPLOAD", help="What `enroll fetch list` names.")]
+TimeoutOption = Annotated[
+    str, typer.Option("--timeout", metavar="TIME", help="Until when the device may send; it may be offline till then.")
+]
+NoWaitOption = Annotated[
+    bool, typer.Option("--no-wait", help="Print the upload's id; `enroll fetch get` has the file later.")
+]
+
+
+def log(
+    id: IdArgument,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=MAX_LINES, help="How many.")] = 200,
+    out: Annotated[str, typer.Option("--out", metavar="FILE|-", help="Where to.")] = _STDOUT,
+    timeout: TimeoutOption = "1m",
+    no_wait: NoWaitOption = False,
+    home: HomeOption = None,
+) -> None:
+    """The last lines that a device's agent logged since it was started."""
+    with _uploads(home) as uploads:
+        order = Order(LogWanted(lines), min(MAX_LOG_BYTES, uploads.limits.max_bytes))
+        _fetch(uploads, DeviceId(id), order, timeout, out, waits=not no_wait)
+
+
+def file(
+    id: IdArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its path on the device: `enroll fetch listing ID`.")],
+    out: Annotated[
+        str | None,
+        typer.Option("--out", metavar="FILE|-", help="Where to.", show_default="its own name, here, if there is none"),
+    ] = None,
+    timeout: TimeoutOption = "10m",
+    no_wait: NoWaitOption = False,
+    home: HomeOption = None,
+) -> None:
+    """A file in a folder that the device shares (`device-agent run --share DIR`)."""
+    with _uploads(home) as uploads:
+        order = Order(FileWanted(check_file_name(name)), uploads.limits.max_bytes)
+        target = out if out is not None or no_wait else _free_name(name)
+        _fetch(uploads, DeviceId(id), order, timeout, target or _STDOUT, waits=not no_wait)
+
+
+def listing(
+    id: IdArgument, timeout: TimeoutOption = "1m", output: OutputOption = Output.TABLE, home: HomeOption = None
+) -> None:
+    """The files that a device shares."""
+    with _uploads(home) as uploads:
+        order = Order(ListingWanted(), min(MAX_LISTING_BYTES, uploads.limits.max_bytes))
+        record = _ask(uploads, DeviceId(id), order, timeout)
+        found = _wait(uploads, record)
+        entries = list(_entries(uploads.store.path(found.id).read_bytes()))
+        uploads.remove(found, now(), user())
+    print_rows(output, ("NAME", "BYTES", "MODIFIED"), [_row_of_entry(entry) for entry in entries], nothing="no file")
+
+
+def list_(
+    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Of one device.", show_default="of all")] = None,
+    output: OutputOption = Output.TABLE,
+    home: HomeOption = None,
+) -> None:
+    """What was fetched and is kept, and what may still come."""
+    with _uploads(home) as uploads:
+        rows = [_row(uploads, record) for record in uploads.listed(None if id is None else DeviceId(id))]
+    headers = ("UPLOAD", "DEVICE", "WHAT", "STATE", "BYTES", "ASKED", "NAME")
+    print_rows(output, headers, rows, nothing="nothing is kept; enroll fetch log ID fetches a log")
+
+
+def get(
+    upload: UploadArgument,
+    out: Annotated[str, typer.Option("--out", metavar="FILE|-", help="Where to.")] = _STDOUT,
+    home: HomeOption = None,
+) -> None:
+    """What was fetched before."""
+    with _uploads(home) as uploads:
+        _deliver(uploads, uploads.finished(upload), out)
+
+
+def remove(upload: UploadArgument, home: HomeOption = None) -> None:
+    """Remove what was fetched, or take nothing of it any more."""
+    with _uploads(home) as uploads:
+        record = uploads.find(upload)
+        uploads.remove(record, now(), user())
+    say(f"removed {record.what} {record.id} of {record.device}")
+
+
+VERBS: Verbs = {"log": log, "file": file, "listing": listing, "list": list_, "get": get, "remove": remove}
+
+
+@contextmanager
+def _uploads(home: Path | None) -> Iterator[Uploads]:
+    from enroll.home import read_config
+    from enroll.uploads import uploads_of
+
+    at = admin_home(home)
+    with open_registry(at) as registry:
+        yield uploads_of(at, registry, read_config(at).uploads)
+
+
+def _fetch(uploads: Uploads, device: DeviceId, order: Order, timeout: str, out: str, *, waits: bool) -> None:
+    record = _ask(uploads, device, order, timeout)
+    if waits:
+        _deliver(uploads, _wait(uploads, record), out)
+    else:
+        print(record.id)
+
+
+def _ask(uploads: Uploads, device: DeviceId, order: Order, timeout: str) -> UploadRecord:
+    from enroll.commands import Giver
+
+    at = now()
+    return uploads.ask(device, order, at + parse_duration(timeout), Giver(user(), at, token_bytes))
+
+
+def _wait(uploads: Uploads, record: UploadRecord) -> UploadRecord:
+    """The upload, once it is whole. Raises: FleetError, TimedOut."""
+    waiting = _Waiting(uploads, record)
+    say(f"upload {record.id} of {record.device}, until {time_or_none(waiting.deadline)}")
+    while not waiting.is_announced:
+        waiting.look_again()
+    with progress("fetched", waiting.record.total or 0) as bar:
+        while not waiting.record.is_finished:
+            bar.advance(waiting.came())
+            waiting.look_again()
+        bar.advance(waiting.came())
+    return waiting.record
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """An upload that is waited for. `size`: how much of it was there when last looked."""
+
+    uploads: Uploads
+    record: UploadRecord
+    size: int = 0
+
+    @property
+    def deadline(self) -> datetime:
+        from enroll.uploads import GRACE
+
+        return self.record.expires_at - GRACE
+
+    @property
+    def is_announced(self) -> bool:
+        return self.record.total is not None or self.record.is_finished
+
+    def came(self) -> int:
+        """How much more is there since the last time."""
+        before, self.size = self.size, max(self.size, self.uploads.store.size(self.record.id))
+        return self.size - before
+
+    def look_again(self) -> None:
+        """In a moment. Raises: FleetError, TimedOut if it will not come."""
+        time.sleep(_POLL_SECONDS)
+        found, command = self.uploads.look(self.record.id)
+        if found is None:
+            raise FleetError(f"upload {self.record.id} was removed", hint="enroll fetch list")
+        self.record = found
+        if not found.is_finished:
+            _check(command, is_over=now() >= self.deadline + _LAST_WORDS)
+
+
+def _check(command: CommandRecord, *, is_over: bool) -> None:
+    """Raises: FleetError, TimedOut if nothing comes of it any more."""
+    from enroll.registry.records import CommandState
+
+    hint = f"enroll device show {command.device}"
+    if command.state is CommandState.FAILED:
+        raise FleetError(f"{command.device} does not send it: {command.error or 'it does not say why'}", hint=hint)
+    if command.state is CommandState.EXPIRED:
+        raise TimedOut(f"{command.device} did not take the command in time", hint=hint)
+    if is_over:
+        raise TimedOut(f"{command.device} has not sent it in time ({command.state})", hint=hint)
+
+
+def _free_name(name: str) -> str:
+    """The file's own name, in this folder. Raises: InvalidInput if there is such a file."""
+    own = PurePosixPath(name).name
+    if Path(own).exists() or Path(own).is_symlink():
+        raise InvalidInput(f"{own} is here already", hint="name another place: --out FILE")
+    return own
+
+
+def _deliver(uploads: Uploads, record: UploadRecord, out: str) -> None:
+    """To standard output, where what comes from a device drives no terminal, or into a file, whole."""
+    source = uploads.store.path(record.id)
+    try:
+        _check_digest(source, record)
+        if out != _STDOUT:
+            _copy(source, Path(out))
+            say(f"{out}: {record.total} bytes, sha256 {(record.digest or b'').hex()}")
+        elif record.what == "file":
+            with source.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+        else:
+            for line in source.read_text("utf-8", "replace").splitlines():
+                print(printable(line))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise FleetError(f"{out if out != _STDOUT else source}: {reason_of(error)}") from error
+
+
+def _check_digest(source: Path, record: UploadRecord) -> None:
+    with source.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").digest() != record.digest:
+            raise FleetError(f"{source} is no longer what the device sent", hint="fetch it again")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The whole file or the one before it; nobody else can read it. Raises: OSError."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with source.open("rb") as file, os.fdopen(os.open(aside, flags, 0o600), "wb") as copy:
+            shutil.copyfileobj(file, copy)
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _row(uploads: Uploads, record: UploadRecord) -> Row:
+    state = "whole" if record.is_finished else "coming" if record.total is not None else "asked"
+    size = record.total if record.is_finished else uploads.store.size(record.id)
+    fields = {
+        "upload": record.id,
+        "device": record.device,
+        "what": record.what,
+        "name": record.name,
+        "state": state,
+        "bytes": size,
+        "total": record.total,
+        "sha256": None if record.digest is None else record.digest.hex(),
+        "asked_at": time_or_none(record.created_at),
+        "finished_at": time_or_none(record.finished_at),
+        "path": str(uploads.store.path(record.id)) if record.is_finished else None,
+    }
+    cells = (record.id, record.device, record.what, state, str(size), minute(record.created_at), record.name or "-")
+    return Row(record.id, fields, cells)
+
+
+def _entries(data: bytes) -> Iterator[dict[str, Any]]:
+    """The files in a listing; a line that is none is left out, and said."""
+    for line in data.splitlines():
+        try:
+            entry = messages.decode_object(line)
+            if entry.get("is_cut") is True:
+                say("there are more files than fit into the listing")
+            else:
+                modified = datetime.fromtimestamp(int(entry["modified"]), UTC)
+                yield {"name": str(entry["name"]), "bytes": int(entry["bytes"]), "modified": modified}
+        except (InvalidInput, KeyError, TypeError, ValueError, OverflowError, OSError):
+            say("a line of the listing cannot be read")
+
+
+def _row_of_entry(entry: dict[str, Any]) -> Row:
+    fields = entry | {"modified": time_or_none(entry["modified"])}
+    return Row(entry["name"], fields, (entry["name"], str(entry["bytes"]), minute(entry["modified"])))
