@@ -13,7 +13,7 @@ from enroll.presence import Fused
 from enroll.rate_limit import RateLimit, Sparsely
 from enroll.registry import Registry, RegistryUnavailable, Transaction, history, identity, messaging
 from enroll.registry.records import CommandRecord, CommandState, PresenceRecord, PrincipalRecord
-from enroll.reports import HelloSeen, Report, ResultSeen, SessionOver, SessionSeen, StatusSeen
+from enroll.reports import HelloSeen, Report, ResultSeen, SessionOver, SessionSeen, StateSeen, StatusSeen
 from enroll.service.starts import Start, heard
 from fleet.errors import NotFound
 from fleet.identity import DeviceId
@@ -186,6 +186,9 @@ def record(transaction: Transaction, report: Report, hearing: Hearing) -> tuple[
             messaging.touch(transaction, device, hearing.now)
             name, fields = f"command.{result.state}", {"device": device, "command": command_id}
             return (News(f"{name} {command_id}", name, fields),) if is_news else ()
+        case StateSeen(device):  # a sign of life; the rest is `state_desk`'s
+            messaging.touch(transaction, device, hearing.now)
+            return ()
         case _:
             assert_never(report)
 

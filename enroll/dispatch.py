@@ -32,6 +32,7 @@ from enroll.reports import Report
 from enroll.roll import Roll
 from enroll.rollout import Moment
 from enroll.sifting import sift
+from enroll.state_desk import StateBooks, StateTraffic
 from fleet import messages, topics
 from fleet.clock import FlooredClock
 from fleet.config import DEFAULT_PRESENCE_GRACE
@@ -41,7 +42,7 @@ from fleet.layout import AdminHome, decode_run_file
 from fleet.logs import event
 
 # Telemetry and events pass it by: they are for others, and many.
-SUBSCRIPTIONS: Final = ("devices/+/up/status", "devices/+/up/hello", "devices/+/up/results/+")
+SUBSCRIPTIONS: Final = ("devices/+/up/status", "devices/+/up/hello", "devices/+/up/results/+", "devices/+/up/state")
 TURN_SECONDS: Final = 0.03
 """How soon a foreign commit is noticed; DESIGN section 9 allows 100 ms."""
 _LOOK_SECONDS: Final = 0.1  # how often a waiting dispatch looks whether the broker has come (back)
@@ -80,6 +81,7 @@ class Dispatch:
         # What outlives a connection: a device that makes dispatch lose one would begin anew.
         self._books = Books(registry)
         self._greetings = Greetings()
+        self._states = StateBooks(registry, self._books.aside)
         self._jobs = Jobs(registry)
         self._published = Sparsely(first=1)
         self._signer = DownlinkSigner(home.dispatch_signing)
@@ -132,6 +134,7 @@ class Dispatch:
                 attendance,
                 self._books,
                 self._greetings,
+                self._states,
                 self._jobs,
                 self._ports,
                 self._published,
@@ -165,32 +168,42 @@ class Session:
     attendance: Attendance
     books: Books
     greetings: Greetings
+    states: StateBooks
     jobs: Jobs
     ports: Ports
     published: Sparsely
     signer: DownlinkSigner
+    _traffic: StateTraffic = field(init=False)
     _in_flight: dict[int, str] = field(default_factory=dict)  # packet id -> command id
     _next_deadline: datetime | None = None
     _heard_since: datetime | None = None
     _is_fresh: bool = True
 
+    def __post_init__(self) -> None:
+        self._traffic = StateTraffic(self.states, self._publish)
+
     def turn(self, *, has_news: bool) -> None:
         """One round. Raises: Unreachable (the connection has ended), RegistryUnavailable."""
         arrived = self.connection.turn(0.0 if self.attendance.is_busy else TURN_SECONDS)
-        taken = [self._in_flight.pop(id_) for id_ in self.connection.published() if id_ in self._in_flight]
+        published = self.connection.published()
+        taken = [self._in_flight.pop(id_) for id_ in published if id_ in self._in_flight]
         now, seconds = self.ports.clock(), self.ports.monotonic()
         due: list[CommandRecord] = []
         moment = roll.Moment(seconds, now)
         of_devices = self.attendance.hear(arrived, moment)
-        reports = self.greetings.timely(self._read(of_devices), seconds) + self.attendance.reports(moment)
+        timely = self.states.pace.timely(self.greetings.timely(self._read(of_devices), seconds), seconds)
+        reports = timely + self.attendance.reports(moment)
         if reports or taken:
             due = self.books.enter(reports, taken, now, is_witnessed=self.attendance.roll.is_called)
             self.greetings.answered(reports, seconds)
+            self.states.pace.answered(reports, seconds)
+        self._traffic.turn(reports, published, now)
         for message in arrived:
             self.connection.ack(message)
         if reports or taken or has_news or self._is_fresh or self._is_deadline(now):
             self._is_fresh = False
             due += self._due(now, {command.id for command in due})
+            self._traffic.send_due(now)
         for command in due:
             self._send(command)
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from fleet import messages, topics
+from fleet import messages, state, topics
 from fleet.errors import InvalidInput
 from fleet.identity import DeviceId
 from fleet.messages import HelloMessage, ResultMessage, StatusMessage
 from fleet.sessions import Ending
+from fleet.state import Marks, ReportedMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,10 @@ class SessionOver:
 
 @dataclass(frozen=True, slots=True)
 class HelloSeen:
-    """The device is connected, and wants what is due. `boot` and `seq` say which start of its agent speaks."""
+    """The device is connected, and wants what is due. `boot` and `seq` say which start of its agent speaks.
+
+    `state`: what it has of its state; None from an agent that keeps none.
+    """
 
     device: DeviceId
     agent_version: str
@@ -58,6 +62,7 @@ class HelloSeen:
     seq: int = 0
     serial: str = ""
     hardware: str = ""
+    state: Marks | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,15 @@ class ResultSeen:
     result: ResultMessage
 
 
-Report = StatusSeen | HelloSeen | ResultSeen | SessionSeen | SessionOver
+@dataclass(frozen=True, slots=True)
+class StateSeen:
+    """What the device is, and which desired state it has."""
+
+    device: DeviceId
+    message: ReportedMessage
+
+
+Report = StatusSeen | HelloSeen | ResultSeen | StateSeen | SessionSeen | SessionOver
 
 
 def read_report(topic: str, payload: bytes, *, is_retained: bool) -> Report:
@@ -81,10 +94,12 @@ def read_report(topic: str, payload: bytes, *, is_retained: bool) -> Report:
             return _hello(device, messages.decode_hello(payload, device))
         case topics.Result(device, command_id):
             return ResultSeen(device, command_id, messages.decode_result(payload, device))
+        case topics.ReportedState(device):
+            return StateSeen(device, state.decode_reported(payload, device))
         case _:
             raise InvalidInput(f"{topic[:120]!r} is not for dispatch")
 
 
 def _hello(device: DeviceId, hello: HelloMessage) -> HelloSeen:
-    envelope = hello.envelope
-    return HelloSeen(device, hello.agent_version, envelope.boot, envelope.seq, hello.serial, hello.hardware)
+    said, marks = hello.envelope, state.read_marks(hello.state) if hello.state else None
+    return HelloSeen(device, hello.agent_version, said.boot, said.seq, hello.serial, hello.hardware, marks)

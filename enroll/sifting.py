@@ -1,6 +1,6 @@
 """What has to be read of the messages of one turn (pure): of what a device says over and over, what is still true.
 
-A device may say a thing 200 times a second, and 64 KB each time. Of its statuses and hellos the last of the turn
+A device may say a thing 200 times a second, and 64 KB each time. Of its statuses, hellos and states the last of a turn
 counts; a result counts once per state, and one for no command of that device is not even read. So what a turn costs
 depends on how many devices speak in it, not on how much one of them says.
 """
@@ -36,7 +36,7 @@ _Placed = tuple[int, Incoming]
 class Sifted:
     """The messages of one turn by device and channel, each with its place among all; nothing was decoded yet."""
 
-    presence: dict[tuple[DeviceId, type], list[_Placed]] = field(default_factory=dict)
+    latest: dict[tuple[DeviceId, type], list[_Placed]] = field(default_factory=dict)
     results: dict[tuple[DeviceId, str], list[_Placed]] = field(default_factory=dict)
 
     @property
@@ -46,7 +46,7 @@ class Sifted:
     def reports(self, given: Given, aside: Aside) -> list[Report]:
         """What there is to record, in the order in which it was said. `given` has the commands of `command_ids`."""
         found: list[tuple[int, Report]] = []
-        for pile in self.presence.values():
+        for pile in self.latest.values():
             found += _last(pile, aside)
         for (device, command_id), pile in self.results.items():
             owner, state = given.get(command_id, (None, CommandState.QUEUED))
@@ -66,8 +66,8 @@ def sift(arrived: Sequence[Incoming], aside: Aside) -> Sifted:
         try:
             topic = topics.parse(message.topic)
             match topic:
-                case topics.Status(device) | topics.Hello(device):
-                    sifted.presence.setdefault((device, type(topic)), []).append((place, message))
+                case topics.Status(device) | topics.Hello(device) | topics.ReportedState(device):
+                    sifted.latest.setdefault((device, type(topic)), []).append((place, message))
                 case topics.Result(device, command_id):
                     sifted.results.setdefault((device, command_id), []).append((place, message))
                 case _:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, Select, bindparam, false, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from enroll.registry import state
 from enroll.registry.records import CommandRecord, CommandState, PresenceRecord
 from enroll.registry.schema import commands, presence, principals
 from fleet.identity import DeviceId, State
@@ -199,6 +200,7 @@ def expire_commands(transaction: Connection, now: datetime, limit: int) -> list[
 def orphan_commands(transaction: Connection, device: DeviceId, now: datetime) -> None:
     """Give up what a device was to be sent that is no more: nobody inherits it."""
     transaction.execute(_ORPHANED, {"of": device, "at": now})
+    state.orphan_state(transaction, device)
 
 
 def next_deadline(transaction: Connection) -> datetime | None:
@@ -231,7 +233,9 @@ def set_presence(transaction: Connection, id: DeviceId, record: PresenceRecord) 
         "changes": record.changes,
     }
     transaction.execute(_SET_PRESENCE, values)
-    transaction.execute(_CAME_OR_WENT, {"of": id, "is_ready": record.is_online and record.is_claimed})
+    is_ready = record.is_online and record.is_claimed
+    transaction.execute(_CAME_OR_WENT, {"of": id, "is_ready": is_ready})
+    state.came_or_went(transaction, id, is_ready=is_ready)
 
 
 def who_is_online(transaction: Connection) -> dict[DeviceId, tuple[str, int]]:

@@ -51,7 +51,7 @@ states: Final = Table(
     Column("reported_tag", String(32), nullable=False),
     Column("reported_at", Instant, nullable=True),
     Column("is_due", Boolean, nullable=False, server_default=false()),
-    Index(None, "is_due", sqlite_where=text("is_due = 1"), postgresql_where=text("is_due")),
+    Index(None, "is_due", sqlite_where=text("is_due = 1")),
     sqlite_with_rowid=False,
 )
 """What a device is to be, and is. `epoch`: who takes over an id begins with nothing.
@@ -88,7 +88,7 @@ _DUE: Final = (
     .where(states.c.is_due, principals.c.state == State.ACTIVE.value)
     .limit(bindparam("limit", type_=Integer))
 )
-_IS_TO_BE_SENT: Final = and_(bindparam("online", type_=Boolean), states.c.desired_version > states.c.sent_version)
+_IS_TO_BE_SENT: Final = and_(bindparam("is_ready", type_=Boolean), states.c.desired_version > states.c.sent_version)
 _CAME_OR_WENT: Final = (
     update(states)
     .where(states.c.principal == bindparam("of"), states.c.is_due != _IS_TO_BE_SENT)
@@ -106,7 +106,7 @@ _SENT: Final = (
     )
 )
 _ORPHANED: Final = update(states).where(states.c.principal == bindparam("of"), states.c.is_due).values(is_due=False)
-_IS_ONLINE: Final = select(presence.c.online).where(presence.c.principal == bindparam("of"))
+_IS_READY: Final = select(presence.c.online & presence.c.claimed).where(presence.c.principal == bindparam("of"))
 
 
 def find_states(transaction: Connection, ids: Collection[DeviceId]) -> dict[DeviceId, StateRecord]:
@@ -124,7 +124,7 @@ def put_state(transaction: Connection, record: StateRecord) -> None:
     """Store the state of a principal that is there; while it is online, what it was not sent is due."""
     known = record.known
     is_current = known is not None and known.mark == record.desired.mark
-    is_online = transaction.execute(_IS_ONLINE, {"of": record.device}).scalar_one_or_none() is True
+    is_ready = bool(transaction.execute(_IS_READY, {"of": record.device}).scalar_one_or_none())
     values = {
         "epoch": record.epoch,
         "desired": _text(record.desired.value),
@@ -138,7 +138,7 @@ def put_state(transaction: Connection, record: StateRecord) -> None:
         "reported_version": record.reported.version,
         "reported_tag": record.reported.mark.tag,
         "reported_at": record.reported_at,
-        "is_due": is_online and record.desired.version > record.sent_version,
+        "is_due": is_ready and record.desired.version > record.sent_version,
     }
     statement = upsert(states).values(principal=record.device, **values)
     transaction.execute(statement.on_conflict_do_update(index_elements=["principal"], set_=values))
@@ -150,9 +150,9 @@ def mark_states_sent(transaction: Connection, versions: Iterable[tuple[DeviceId,
         transaction.execute(_SENT, {"of": device, "version": version})
 
 
-def came_or_went(transaction: Connection, device: DeviceId, *, is_online: bool) -> None:
+def came_or_went(transaction: Connection, device: DeviceId, *, is_ready: bool) -> None:
     """What a device was not sent is due for as long as it is there."""
-    transaction.execute(_CAME_OR_WENT, {"of": device, "online": is_online})
+    transaction.execute(_CAME_OR_WENT, {"of": device, "is_ready": is_ready})
 
 
 def orphan_state(transaction: Connection, device: DeviceId) -> None:
