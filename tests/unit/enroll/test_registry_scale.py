@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Connection, event
 
 from enroll import service
-from enroll.registry import Registry, approvals, feed, identity, log, manufacturers, messaging, overview
+from enroll.registry import Registry, approvals, feed, identity, log, manufacturers, messaging, overview, state
 from enroll.registry import tokens as token_rows
 from enroll.registry.database import _sqlite_engine, _upgrade
 from enroll.registry.overview import Filter
@@ -125,6 +125,9 @@ LOOKS: tuple[Callable[[Connection], object], ...] = (
     lambda transaction: messaging.due_commands(transaction, NOW, 10),
     lambda transaction: messaging.has_expired_commands(transaction, NOW),
     messaging.next_deadline,
+    lambda transaction: state.find_states(transaction, (PUMP, DeviceId("pump-08"))),
+    lambda transaction: state.due_states(transaction, 10),
+    lambda transaction: state.came_or_went(transaction, PUMP, is_ready=True),
     lambda transaction: overview.summary(transaction, PUMP),
     lambda transaction: overview.newest_certificates(transaction, 10),
     lambda transaction: log.newest(transaction, 10),
