@@ -13,11 +13,12 @@ from device_agent.clock import Clock
 from device_agent.failures import Cause, Failure
 from device_agent.refusals import refusal_of
 from device_agent.store import Disk, replace_file
-from fleet import messages
+from fleet import messages, signers
 from fleet.address import Address
 from fleet.errors import InvalidInput, printable
 from fleet.identity import Server
 from fleet.layout import AgentHome, IdentityFiles
+from fleet.signers import Chain
 
 CONFIG_PATH: Final = "/v1/config"  # fleet.est.CONFIG, which `run` may not load: a test compares them
 MAX_BROKERS: Final = 16
@@ -26,10 +27,11 @@ _PORT: Final = 8883
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """Where the brokers are, and whether an admin has to decide whose this identity is."""
+    """Where the brokers are, whether an admin has to decide whose this identity is, and who signs for the fleet."""
 
     brokers: tuple[Address, ...]
     is_used_twice: bool
+    signers: tuple[Chain, ...] = ()
 
 
 def fetch_brokers(
@@ -52,8 +54,9 @@ def fetch(home: AgentHome, url: str, clock: Clock, identity: IdentityFiles | Non
     if answer.status != 200:
         raise https.RequestFailed(Failure(Cause.BAD_ANSWER, peer, f"HTTP {answer.status}"))
     try:
-        brokers = parse_config(answer.body)
-        return Configuration(brokers, messages.decode_object(answer.body).get("problem") == Cause.USED_TWICE)
+        brokers, fields = parse_config(answer.body), messages.decode_object(answer.body)
+        chains = signers.from_json(fields.get("signers", []))  # a service that is older has none
+        return Configuration(brokers, fields.get("problem") == Cause.USED_TWICE, chains)
     except InvalidInput as error:
         raise https.RequestFailed(Failure(Cause.BAD_ANSWER, peer, printable(error.message))) from error
 

@@ -57,6 +57,9 @@ class Code(StrEnum):
     SPOOL_DAMAGED = "spool-damaged"
     MESSAGES_DROPPED = "messages-dropped"
     RENEWAL_FAILS = "renewal-fails"
+    MESSAGES_REFUSED = "messages-refused"
+    MESSAGES_UNSIGNED = "messages-unsigned"
+    VERIFIER_FAILED = "verifier-failed"
     IDENTITY_USED_TWICE = Cause.USED_TWICE.value
 
 
@@ -181,6 +184,7 @@ class Doctor:
                 f"start the firmware; it connects to {self.home.path / 'run' / 'app.sock'}",
             )
         yield from _spool(fields)
+        yield from _downlink(fields.get("downlink", {}))
         renewal = fields.get("renewal", {})
         if renewal.get("code") == Code.WAITING_FOR_APPROVAL:
             words_, hint = str(renewal.get("words")), str(renewal.get("hint", ""))
@@ -261,6 +265,22 @@ def _spool(fields: dict[str, Any]) -> Iterator[Finding]:
         yield _warning("spool", Code.MESSAGES_DROPPED, text, "send less, or keep more: device-agent run --spool MIB")
     if not spool.get("error") and not dropped:
         yield _ok("spool", f"{waiting_messages} messages wait, {spool.get('bytes', 0) >> 10} KiB on disk")
+
+
+def _downlink(fields: dict[str, Any]) -> Iterator[Finding]:
+    """Nothing of an agent that is older than signatures."""
+    last, problem = fields.get("refused"), fields.get("problem")
+    if problem:
+        text = f"signatures cannot be looked at, and no command is taken: {problem}"
+        yield _failed("down-link", Code.VERIFIER_FAILED, text, "its words are in the log; is there memory left?")
+    if last:
+        text = f"{fields['refused_count']} refused since the agent started, the last on {last['topic']}"
+        yield _warning("down-link", Code.MESSAGES_REFUSED, f"{text}: {last['words']} ({last['code']})", last["hint"])
+    if fields.get("trust") == "unsigned":
+        text = "the service signs nothing: whoever can publish on the broker commands this device"
+        yield _warning("down-link", Code.MESSAGES_UNSIGNED, text, "update the enrollment service")
+    elif fields.get("trust") == "signed" and not last and not problem:
+        yield _ok("down-link", f"{fields.get('verified_count', 0)} messages were taken, each signed by the fleet")
 
 
 def _unreachable(subject: str, failure: Failure, credential: Credential, now: datetime) -> Finding:

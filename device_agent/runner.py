@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
-from device_agent import config_client, https, tls
+from device_agent import config_client, https, signers, tls
 from device_agent.application import ApplicationServer
 from device_agent.clock import FIRST_LOOK_SECONDS, IMPROVE_SECONDS, LOOK_SECONDS, Clock, Moment
 from device_agent.core.effects import (
@@ -41,10 +41,11 @@ from device_agent.core.effects import (
     Upload,
     UsePredecessor,
     UseSuccessor,
+    Verify,
     WriteSpool,
 )
 from device_agent.core.events import ConfigFailed, ConfigFetched, Disconnected, Event, Journalled, Started, Tick
-from device_agent.core.state import Settings, initial
+from device_agent.core.state import Downlink, Settings, initial
 from device_agent.core.step import next_deadline, step
 from device_agent.failures import Cause, Failure
 from device_agent.journal import Journal, decode_journal
@@ -52,14 +53,19 @@ from device_agent.last_lines import LastLines
 from device_agent.mqtt import Connection
 from device_agent.renewal_client import Renewer
 from device_agent.sharing import Shares
+from device_agent.signers import Signers
 from device_agent.spool import SpoolFile
 from device_agent.store import Disk, check_private, replace_file
 from device_agent.succession import Succession
 from device_agent.upload_client import Sources, Uploader
+from device_agent.verdicts import Trust
 from fleet.address import Address
 from fleet.errors import FleetError, InvalidInput
 from fleet.layout import AgentHome, Credential
 from fleet.logs import event, log_to
+
+if TYPE_CHECKING:
+    from device_agent.verifier_client import VerifierClient
 
 # Few: what a connection confirms waits behind what applications say, and a flood of theirs must not slow it down.
 QUEUE_EVENTS: Final = 64
@@ -135,6 +141,8 @@ class Runner:
     _looked_at: float = 0.0
     _has_ticked: bool = False
     _asks_at: float | None = None
+    _signers: Signers = field(default_factory=Signers)
+    _verifier: VerifierClient | None = None
 
     def run(self) -> None:
         """Until StopRequested has been dealt with. Raises: FleetError if the home cannot be used."""
@@ -145,7 +153,11 @@ class Runner:
         renewer = Renewer(self.home, self.world.disk, self.credential, self.world.clock, self.events.post)
         has_predecessor = Succession(self.home, self.world.disk).previous() is not None
         brokers = config_client.known_brokers(self.home)
-        state = initial(self.settings, brokers, self._load_journal(), has_predecessor=has_predecessor)
+        self._signers = signers.load(self.home)
+        downlink = Downlink(self._signers.trust, self._signers.key_ids)
+        state = initial(
+            self.settings, brokers, self._load_journal(), has_predecessor=has_predecessor, downlink=downlink
+        )
         pending: deque[Event] = deque([Started()])
         _log.info("agent.started device=%s serial=%s", self.settings.device, self.settings.serial)
         tls.warm_up()
@@ -166,6 +178,8 @@ class Runner:
                 self._connection.join(2)
             renewer.close()
             self._uploader.close()
+            if self._verifier is not None:
+                self._verifier.close()
             applications.close()
             spool.close()
             _log.info("agent.stopped device=%s", self.settings.device)
@@ -198,6 +212,8 @@ class Runner:
                     self._connection.perform(effect)
             case Disconnect(epoch):
                 self._end_connection(epoch)
+            case Verify():
+                self._verify(effect)
             case SaveJournal(journal):
                 return Journalled(self._save_journal(journal))
             case OpenSpool() | WriteSpool() | ReadSpool():
@@ -248,17 +264,34 @@ class Runner:
     def _fetch_config(self) -> None:
         event: Event = ConfigFailed(Failure(Cause.BAD_ANSWER, https.peer_of(self.credential.enroll_url)))
         try:
-            event = self._ask_for_brokers()
+            event = self._ask_service()
         finally:
             self.events.post(event)
 
-    def _ask_for_brokers(self) -> Event:
+    def _ask_service(self) -> Event:
         try:
-            brokers = config_client.fetch_brokers(self.home, self.credential.enroll_url, self.world.clock)
+            found = config_client.fetch(self.home, self.credential.enroll_url, self.world.clock)
         except https.RequestFailed as error:
             return ConfigFailed(error.failure)
-        self._remember(brokers)
-        return ConfigFetched(brokers)
+        self._remember(found.brokers)
+        self._remember_signers(self._signers.told(found.signers))
+        return ConfigFetched(found.brokers, self._signers.trust, self._signers.key_ids)
+
+    def _verify(self, order: Verify) -> None:
+        from device_agent.verifier_client import VerifierClient  # here: most of the time nothing comes
+
+        self._verifier = self._verifier or VerifierClient(self.home, self.events.post)
+        self._verifier.verify(order, self._signers.chains)
+
+    def _remember_signers(self, found: Signers) -> None:
+        """On disk first: a restart must not bring back what is taken no more."""
+        if found == self._signers:
+            return
+        try:
+            signers.save(self.world.disk, self.home, found)
+        except OSError as error:  # until the agent ends it goes by it all the same
+            _log.warning(event("signers.not_written", reason=error.strerror or error))
+        self._signers = found
 
     def _remember(self, brokers: tuple[Address, ...]) -> None:
         if not brokers or brokers == config_client.known_brokers(self.home):
@@ -285,11 +318,12 @@ class Runner:
     def _keep_in_touch(self, now: float) -> None:
         """Ask the service once a day: that it is so late, verified, is what an old stolen certificate fails on.
 
-        Sooner where nothing but a lower bound of the time is known.
+        Sooner where nothing but a lower bound of the time is known, or it may sign by now what it sends.
         """
         is_unsure = self.world.clock.reading().is_lower_bound
         if self._asks_at is None:
-            self._asks_at = now + self.world.moment().chance * (IMPROVE_SECONDS if is_unsure else FIRST_LOOK_SECONDS)
+            is_soon = is_unsure or self._signers.trust is not Trust.SIGNED
+            self._asks_at = now + self.world.moment().chance * (IMPROVE_SECONDS if is_soon else FIRST_LOOK_SECONDS)
         elif now >= self._asks_at and not self._fetch.is_running:
             self._asks_at = now + (IMPROVE_SECONDS if is_unsure else LOOK_SECONDS)
             self._start_fetch()

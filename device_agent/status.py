@@ -94,6 +94,7 @@ def as_table(fields: dict[str, Any], role: str, now: datetime) -> str:
         ("applications", _applications(fields)),
         ("waiting", _waiting(fields)),
         ("spool", _spool(fields.get("spool", {}))),
+        ("down-link", _downlink(fields.get("downlink", {}))),
     ]
     return "\n".join(f"{name:<13}{printable(str(value))}" for name, value in rows if value)
 
@@ -141,6 +142,17 @@ def _spool(spool: dict[str, Any]) -> str:
     if spool.get("problem"):
         return f"was damaged, and began anew: {spool['problem']} [spool-damaged]"
     return ""
+
+
+def _downlink(fields: dict[str, Any]) -> str:
+    """What was refused, or cannot be looked at; nothing if all is well."""
+    if fields.get("problem"):
+        return f"signatures cannot be looked at: {fields['problem']} [verifier-failed]"
+    if not fields.get("refused_count"):
+        return ""
+    count = "one message" if fields["refused_count"] == 1 else f"{fields['refused_count']} messages"
+    last = fields["refused"]
+    return f"{count} refused, the last on {last['topic']}: {last['words']} [{last['code']}]; {last['hint']}"
 
 
 def _waiting(fields: dict[str, Any]) -> str:

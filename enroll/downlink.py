@@ -17,9 +17,9 @@ from enroll import keys
 from enroll.files import stamp
 from enroll.own_identities import number_in_use, signing_identity
 from fleet import downlink
-from fleet.downlink import Chain, Header
 from fleet.errors import FleetError
 from fleet.layout import AdminHome, IdentityFiles
+from fleet.signers import Chain, key_id_of
 
 GOOD_FOR: Final = timedelta(hours=1)
 """How long what has no deadline of its own may be on its way; whoever comes later is sent it anew."""
@@ -49,7 +49,7 @@ class DownlinkSigner:
         Raises: FleetError where there is no key to sign with. Unsigned, nothing is sent.
         """
         key = self._current()
-        protected = Header(key.key_id, _whole_second(until)).encode()
+        protected = downlink.encode_header(key.key_id, _whole_second(until))
         r, s = decode_dss_signature(key.private.sign(downlink.signing_input(protected, topic, body), _ECDSA))
         return downlink.join(body, protected, r.to_bytes(_HALF) + s.to_bytes(_HALF))
 
@@ -68,11 +68,11 @@ def _whole_second(moment: datetime) -> datetime:
 def _read(files: IdentityFiles) -> _Key:
     """Raises: NotFound, Denied, FleetError (the files do not fit)."""
     folder = files.certificate.parent.resolve()  # both from one, whatever is swapped meanwhile
-    key, certificate = keys.read_key(folder / "key.pem"), chain_in(folder / "cert.pem").certificates[0]
-    public = x509.load_der_x509_certificate(certificate).public_key()
+    key, chain = keys.read_key(folder / "key.pem"), chain_in(folder / "cert.pem")
+    public = x509.load_der_x509_certificate(chain[0]).public_key()
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != public:
         raise FleetError(f"{files.key} is not the key of {files.certificate}", hint="restore both from one backup")
-    return _Key(key, downlink.key_id_of(certificate))
+    return _Key(key, key_id_of(chain))
 
 
 def chain_in(path: Path) -> Chain:
@@ -81,7 +81,7 @@ def chain_in(path: Path) -> Chain:
         found = x509.load_pem_x509_certificates(path.read_bytes())
     except (OSError, ValueError) as error:
         raise FleetError(f"{path} is not there, or damaged", hint="enroll serve makes it") from error
-    return Chain(tuple(each.public_bytes(Encoding.DER) for each in found))
+    return tuple(each.public_bytes(Encoding.DER) for each in found)
 
 
 def signers(home: AdminHome) -> tuple[Chain, ...]:

@@ -53,7 +53,6 @@ from enroll.upload_store import NoSpace
 from enroll.uploads import TooMuch, WrongDigest, WrongOffset
 from fleet import directory, est, recovery, uploads
 from fleet.config import DEFAULT_RECOVERY_GRACE
-from fleet.downlink import Chain
 from fleet.errors import Denied, FleetError, InvalidInput, NotFound, printable
 from fleet.est import Csr, EstRequest, EstResponse, InvalidCsr
 from fleet.identity import InvalidDeviceId, Role, Serial
@@ -61,6 +60,7 @@ from fleet.join import InvalidToken, Token, parse_token
 from fleet.logs import event
 from fleet.messages import MAX_TELEMETRY_BYTES, format_time
 from fleet.pki import WeakKey, serial_of
+from fleet.signers import Chain, to_json
 
 _log = logging.getLogger(__name__)
 
@@ -378,7 +378,7 @@ class EstApp:
             "limits": {"max_telemetry_bytes": MAX_TELEMETRY_BYTES},
         }
         if signers := self.signers():
-            fields["signers"] = [chain.texts() for chain in signers]
+            fields["signers"] = to_json(signers)
         with self.registry.read() as transaction:
             if is_frozen(transaction, peer):
                 fields["problem"] = est.IDENTITY_USED_TWICE

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,33 +34,16 @@ _LATEST: Final = 253_402_300_799  # the end of the year 9999, which is as far as
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
-    """What a signature says of itself: until when it is good, and the certificate whose key made it.
+class Signed:
+    """A message taken apart; nothing of it has been verified.
 
-    `key_id` is the certificate's thumbprint (`x5t#S256`: RFC 7515, 4.1.8). `until` is in whole seconds.
+    `protected` is the header as it was sent. It names the certificate whose key signed by its thumbprint (`key_id`;
+    `x5t#S256`: RFC 7515, 4.1.8), and until when the message is good, in whole seconds.
     """
 
+    body: bytes
     key_id: str
     until: datetime
-
-    def encode(self) -> bytes:
-        """The protected header, as it stands in the message."""
-        fields = {
-            "alg": ALGORITHM,
-            "b64": False,
-            "crit": ["b64"],  # RFC 7797, 6: who does not know b64 has to refuse
-            "exp": int(self.until.timestamp()),
-            "x5t#S256": self.key_id,
-        }
-        return to_base64url(messages.encode_object(fields))
-
-
-@dataclass(frozen=True, slots=True)
-class Signed:
-    """A message taken apart; nothing of it has been verified. `protected` is the header as it was sent."""
-
-    body: bytes
-    header: Header
     protected: bytes
     signature: bytes
 
@@ -70,9 +52,16 @@ class Signed:
         return signing_input(self.protected, topic, self.body)
 
 
-def key_id_of(certificate_der: bytes) -> str:
-    """What names the certificate of a key in a header."""
-    return to_base64url(hashlib.sha256(certificate_der).digest()).decode()
+def encode_header(key_id: str, until: datetime) -> bytes:
+    """The protected header, as it stands in the message; of `until` the whole seconds."""
+    fields = {
+        "alg": ALGORITHM,
+        "b64": False,
+        "crit": ["b64"],  # RFC 7797, 6: who does not know b64 has to refuse
+        "exp": int(until.timestamp()),
+        "x5t#S256": key_id,
+    }
+    return to_base64url(messages.encode_object(fields))
 
 
 def signing_input(protected: bytes, topic: str, body: bytes) -> bytes:
@@ -96,24 +85,24 @@ def split(payload: bytes) -> Signed | None:
     if found is None:
         return None
     try:
-        header = _decode_header(_from_base64url(found[1]))
-        return Signed(payload[:at] + b"}", header, found[1], _from_base64url(found[2]))
+        key_id, until = _decode_header(found[1])
+        return Signed(payload[:at] + b"}", key_id, until, found[1], _from_base64url(found[2]))
     except InvalidInput:
         return None
 
 
-def _decode_header(data: bytes) -> Header:
-    """Raises: InvalidMessage for any but a header as `Header.encode` makes it."""
-    fields = messages.decode_object(data, max_bytes=_MAX_HEADER_BYTES)
-    until, key_id = fields.get("exp"), fields.get("x5t#S256")
-    if type(until) is not int or not 0 <= until <= _LATEST:
+def _decode_header(protected: bytes) -> tuple[str, datetime]:
+    """Raises: InvalidMessage for any but a header as `encode_header` makes it."""
+    fields = messages.decode_object(_from_base64url(protected), max_bytes=_MAX_HEADER_BYTES)
+    seconds, key_id = fields.get("exp"), fields.get("x5t#S256")
+    if type(seconds) is not int or not 0 <= seconds <= _LATEST:
         raise InvalidMessage("exp is not a time")
     if not isinstance(key_id, str) or not _KEY_ID.fullmatch(key_id):
         raise InvalidMessage("x5t#S256 is not a thumbprint")
-    header = Header(key_id, datetime.fromtimestamp(until, UTC))
-    if to_base64url(data) != header.encode():
+    until = datetime.fromtimestamp(seconds, UTC)
+    if protected != encode_header(key_id, until):
         raise InvalidMessage("the header is not one of ours")
-    return header
+    return key_id, until
 
 
 def to_base64url(data: bytes) -> bytes:
@@ -130,45 +119,3 @@ def _from_base64url(text: bytes) -> bytes:
     if to_base64url(data) != text:  # bits that nobody reads are none of ours
         raise InvalidMessage("it is not base64url as we write it")
     return data
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """The certificate of a signing key, then the one that issued it, in DER."""
-
-    certificates: tuple[bytes, ...]
-
-    @property
-    def key_id(self) -> str:
-        return key_id_of(self.certificates[0])
-
-    def texts(self) -> list[str]:
-        """As JSON carries it: base64 of DER (as `x5c`: RFC 7515, 4.1.6)."""
-        return [base64.b64encode(each).decode() for each in self.certificates]
-
-
-MAX_CHAINS: Final = 4
-_MAX_CERTIFICATES: Final = 3
-_MAX_CERTIFICATE_CHARS: Final = 8192
-
-
-def chains_in(listed: object) -> tuple[Chain, ...]:
-    """The chains in the `signers` of a configuration; whose they are nobody has looked at yet. Raises: InvalidInput."""
-    if not isinstance(listed, list) or len(listed) > MAX_CHAINS:
-        raise InvalidInput("signers is not a list of certificate chains")
-    return tuple(map(_chain, listed))
-
-
-def _chain(texts: object) -> Chain:
-    if not isinstance(texts, list) or not 0 < len(texts) <= _MAX_CERTIFICATES:
-        raise InvalidInput("a signer is not a certificate chain")
-    try:
-        return Chain(tuple(base64.b64decode(_bounded(text), validate=True) for text in texts))
-    except binascii.Error as error:
-        raise InvalidInput("a signer's certificate is not base64") from error
-
-
-def _bounded(text: object) -> str:
-    if not isinstance(text, str) or not 0 < len(text) <= _MAX_CERTIFICATE_CHARS or not text.isascii():
-        raise InvalidInput("a signer's certificate is not base64")
-    return text

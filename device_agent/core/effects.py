@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 
 from device_agent.journal import Journal
 from device_agent.outbox import Class, Losses, Outgoing
@@ -43,6 +44,16 @@ class Acknowledge:
     epoch: int
     mid: int
     qos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Look at the signature of a message that came on `topic`; `Verified` with that number comes of it."""
+
+    number: int
+    topic: str
+    payload: bytes = field(repr=False)
+    now: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +206,7 @@ Effect = (
     | Subscribe
     | Publish
     | Acknowledge
+    | Verify
     | Disconnect
     | SaveJournal
     | OpenSpool

@@ -9,6 +9,7 @@ from device_agent.failures import Failure
 from device_agent.outbox import NO_LOSSES, Class, Losses
 from device_agent.renewal import Life, Problem
 from device_agent.requests import Request
+from device_agent.verdicts import Trust, Verdict
 from fleet.address import Address
 from fleet.messages import JsonObject
 
@@ -25,9 +26,11 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class ConfigFetched:
-    """The enrollment service named the brokers."""
+    """The enrollment service named the brokers, and who signs: `trust` is None where nobody looked."""
 
     brokers: tuple[Address, ...]
+    trust: Trust | None = None
+    key_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,15 @@ class Arrived:
     topic: str
     payload: bytes = field(repr=False)
     qos: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Somebody has looked at the signature of a message, or could not: then `detail` says why."""
+
+    number: int
+    verdict: Verdict
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +238,7 @@ Event = (
     | Subscribed
     | Disconnected
     | Arrived
+    | Verified
     | Sent
     | Journalled
     | SpoolOpened

@@ -25,6 +25,7 @@ from device_agent.failures import Cause, Failure, Words, words
 from device_agent.journal import Phase
 from device_agent.outbox import SPOOLED
 from device_agent.renewal import Code
+from device_agent.verdicts import words_of
 from fleet.messages import format_time
 
 
@@ -139,9 +140,29 @@ def status_line(state: State, moment: Moment) -> dict[str, Any]:
             "problem": state.spool.problem,
         },
         "set_aside_messages": state.set_aside,
+        "downlink": _downlink(state),
         "unfinished_commands": state.journal.unfinished,
         "unconfirmed_results": sum(not entry.is_confirmed for entry in state.journal.of(Phase.FINAL)),
     }
+
+
+def _downlink(state: State) -> dict[str, Any]:
+    """Whether what comes down is believed, and what was refused last."""
+    known = state.downlink
+    fields = {
+        "trust": known.trust.value,
+        "keys": len(known.key_ids),
+        "verified_count": known.verified,
+        "waiting": len(known.held),
+        "problem": known.problem,
+        "refused_count": known.refused,
+    }
+    if known.last is None:
+        return fields
+    topic, verdict, at = known.last
+    said = words_of(verdict)
+    last = {"topic": topic, "code": verdict.value, "at": format_time(at), "words": said.message, "hint": said.hint}
+    return fields | {"refused": last}
 
 
 def _renewal(state: State, moment: Moment) -> dict[str, Any]:

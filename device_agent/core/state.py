@@ -9,11 +9,13 @@ from enum import StrEnum
 
 from device_agent.clock import Moment
 from device_agent.core.effects import Acknowledge
+from device_agent.core.events import Arrived
 from device_agent.core.shelf import DEFAULT_BOUNDS, NEVER, Bounds, Spool
 from device_agent.failures import Failure
 from device_agent.journal import Journal
 from device_agent.outbox import Class, Outbox, Outgoing
 from device_agent.renewal import Life, Problem
+from device_agent.verdicts import Trust, Verdict
 from fleet.address import Address
 from fleet.arguments import Schema
 from fleet.catalogue import Catalogue
@@ -145,6 +147,52 @@ class Renewal:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """A message whose signature is not known to be good. `retry_at`: when to look again (monotonic).
+
+    `is_asking`: the service has to say first who signs.
+    """
+
+    number: int
+    arrived: Arrived
+    is_asking: bool = False
+    attempts: int = 0
+    retry_at: float = NEVER
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """The service is asked who signs. `until`: an answer comes till then; `again_at`: when to try again (monotonic).
+
+    `fruitless` answers in a row named no new key, so until `refuses_until` it is not asked for another.
+    """
+
+    until: float = NEVER
+    again_at: float = NEVER
+    failures: int = 0
+    fruitless: int = 0
+    refuses_until: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Downlink:
+    """What is believed of what comes down. `refused`, `verified` count for as long as the agent runs.
+
+    `last`: the topic of what was refused last, why, and when. `problem`: why nobody can look at signatures, if so.
+    """
+
+    trust: Trust = Trust.UNSIGNED
+    key_ids: tuple[str, ...] = ()
+    held: tuple[Held, ...] = ()
+    numbers: int = 0
+    asking: Asking = Asking()
+    verified: int = 0
+    refused: int = 0
+    last: tuple[str, Verdict, datetime] | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """All that the agent knows. `tried`: brokers that failed since their addresses were last asked for.
 
@@ -181,6 +229,7 @@ class State:
     set_aside: int = 0
     ask_again_at: float = 0.0
     renewal: Renewal = field(default_factory=Renewal)
+    downlink: Downlink = field(default_factory=Downlink)
 
     @property
     def is_online(self) -> bool:
@@ -205,8 +254,16 @@ class State:
 
 
 def initial(
-    settings: Settings, brokers: tuple[Address, ...], journal: Journal, *, has_predecessor: bool = False
+    settings: Settings,
+    brokers: tuple[Address, ...],
+    journal: Journal,
+    *,
+    has_predecessor: bool = False,
+    downlink: Downlink | None = None,
 ) -> State:
     """The state before `Started`. `has_predecessor`: the certificate in use was not confirmed in an earlier run."""
     renewal = Renewal(Stage.TRYING if has_predecessor else Stage.IDLE)
-    return State(settings, brokers=brokers, journal=journal, spool=Spool(bounds=settings.bounds), renewal=renewal)
+    spool = Spool(bounds=settings.bounds)
+    return State(
+        settings, brokers=brokers, journal=journal, spool=spool, renewal=renewal, downlink=downlink or Downlink()
+    )

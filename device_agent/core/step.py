@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from datetime import datetime
 from typing import assert_never
 
 from device_agent.clock import Moment
-from device_agent.core import applications, catalogue, commands, connection, renewing, spooling
+from device_agent.core import applications, catalogue, commands, connection, downlink, renewing, spooling
+from device_agent.core.downlink import Accepted
 from device_agent.core.effects import Acknowledge, Effect, Log, Publish
 from device_agent.core.events import (
     AppJoined,
@@ -36,11 +38,14 @@ from device_agent.core.events import (
     SuccessorReady,
     Tick,
     UploadEnded,
+    Verified,
 )
 from device_agent.core.shelf import NEVER
 from device_agent.core.state import Online, State, Stopping, Subscribing
 from fleet import messages, topics
 from fleet.errors import InvalidInput
+
+_TO_DEVICES = topics.Command | topics.Control | topics.DesiredState | topics.Job
 
 
 def step(state: State, event: Event, moment: Moment) -> tuple[State, tuple[Effect, ...]]:
@@ -49,7 +54,8 @@ def step(state: State, event: Event, moment: Moment) -> tuple[State, tuple[Effec
     after = renewing.settle(state, _handle(state, event, moment, effects), moment, effects)
     if after.is_online != state.is_online:
         applications.tell_all(after, effects)
-    return _publish(spooling.settle(after, moment, effects), effects), tuple(effects)
+    after = downlink.settle(spooling.settle(after, moment, effects))
+    return _publish(after, effects), tuple(effects)
 
 
 def _handle(state: State, event: Event, moment: Moment, effects: list[Effect]) -> State:
@@ -58,19 +64,17 @@ def _handle(state: State, event: Event, moment: Moment, effects: list[Effect]) -
             state = renewing.begin(commands.resume(state, moment), moment)
             return connection.begin(spooling.begin(state), moment, effects)
         case Tick():
-            state = catalogue.on_tick(connection.on_tick(state, moment, effects), moment)
-            return commands.on_tick(state, moment, effects)
-        case ConfigFetched():
-            return connection.on_config(state, event, moment, effects)
-        case ConfigFailed():
-            return connection.on_config_failed(state, event, moment, effects)
+            state = downlink.on_tick(connection.on_tick(state, moment, effects), moment, effects)
+            return commands.on_tick(catalogue.on_tick(state, moment), moment, effects)
+        case ConfigFetched() | ConfigFailed():
+            return _on_config(state, event, moment, effects)
         case Connected():
             return connection.on_connected(state, event, moment, effects)
         case Subscribed():
             return connection.on_subscribed(state, event, moment, effects)
         case Disconnected():
             return connection.on_disconnected(state, event, moment, effects)
-        case Arrived():
+        case Arrived() | Verified():
             return _on_arrived(state, event, moment, effects)
         case Sent():
             return _on_sent(state, event, moment, effects)
@@ -95,21 +99,55 @@ def _handle(state: State, event: Event, moment: Moment, effects: list[Effect]) -
             assert_never(event)
 
 
-def _on_arrived(state: State, event: Arrived, moment: Moment, effects: list[Effect]) -> State:
+def _on_config(state: State, event: ConfigFetched | ConfigFailed, moment: Moment, effects: list[Effect]) -> State:
+    if isinstance(event, ConfigFailed):
+        return connection.on_config_failed(downlink.on_config_failed(state, moment), event, moment, effects)
+    state, accepted = downlink.on_config(state, event, moment, effects)
+    return connection.on_config(_act(state, accepted, moment, effects), event, moment, effects)
+
+
+def _on_arrived(state: State, event: Arrived | Verified, moment: Moment, effects: list[Effect]) -> State:
     """Everything that arrives is acknowledged, now or when it is on disk: a broker would send it for ever."""
+    if isinstance(event, Verified):
+        return _act(*downlink.on_verified(state, event, moment, effects), moment, effects)
     if event.epoch != state.epoch or not isinstance(state.link, Subscribing | Online):
         return state
-    acknowledge = Acknowledge(event.epoch, event.mid, event.qos)
     try:
         topic = topics.parse(event.topic)
-        if isinstance(topic, topics.Command) and topic.device == state.settings.device:
-            return commands.on_command(state, topic, event.payload, acknowledge, moment, effects)
-        if isinstance(topic, topics.Control) and topic.device == state.settings.device:
-            effects.append(acknowledge)
-            return connection.on_control(state, messages.decode_control(event.payload, topic.device), effects)
+        if isinstance(topic, _TO_DEVICES) and topic.device == state.settings.device:
+            return _act(*downlink.on_arrived(state, event, moment, effects), moment, effects)
         reason = "this agent does not handle the topic"
     except InvalidInput as error:
         reason = error.message
+    return _set_aside(state, event, reason, effects)
+
+
+def _act(state: State, accepted: tuple[Accepted, ...], moment: Moment, effects: list[Effect]) -> State:
+    """Do what the fleet has said."""
+    for event, until in accepted:
+        try:
+            state = _act_on(state, event, until, moment, effects)
+        except InvalidInput as error:
+            state = _set_aside(state, event, error.message, effects)
+    return state
+
+
+def _act_on(state: State, event: Arrived, until: datetime | None, moment: Moment, effects: list[Effect]) -> State:
+    """Raises: InvalidInput for what cannot be read, or comes too late."""
+    topic, acknowledge = topics.parse(event.topic), Acknowledge(event.epoch, event.mid, event.qos)
+    if isinstance(topic, topics.Command):  # which says itself until when it may begin, and answers
+        return commands.on_command(state, topic, event.payload, acknowledge, moment, effects)
+    if until is not None and moment.utc > until:
+        raise InvalidInput(f"it was good until {messages.format_time(until)}")
+    if isinstance(topic, topics.Control):
+        control = messages.decode_control(event.payload, topic.device)
+        effects.append(acknowledge)
+        return connection.on_control(state, control, effects)
+    raise InvalidInput("this agent does not handle the topic")
+
+
+def _set_aside(state: State, event: Arrived, reason: str, effects: list[Effect]) -> State:
+    acknowledge = Acknowledge(event.epoch, event.mid, event.qos)
     effects += [acknowledge, Log(logging.WARNING, "message.set_aside", (("topic", event.topic), ("reason", reason)))]
     return replace(state, set_aside=state.set_aside + 1)
 
@@ -143,5 +181,6 @@ def next_deadline(state: State) -> float | None:
         connection.next_time(state),
         spooling.next_time(state),
         renewing.next_time(state),
+        downlink.next_time(state),
     ]
     return None if min(times) == NEVER else min(times)

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
+from enroll.downlink import DownlinkSigner
 from fleet import pki
 from fleet.identity import DeviceId
 from fleet.join import JoinCode, parse_join_code
@@ -176,6 +177,7 @@ class Operator:
     def __init__(self, fleet: LiveFleet) -> None:
         self._messages: queue.Queue[paho.MQTTMessage] = queue.Queue()
         self.heard: list[tuple[str, dict[str, Any]]] = []
+        self._signer = DownlinkSigner(fleet.home.dispatch_signing)
         self._ready: queue.Queue[bool] = queue.Queue()
         identity = fleet.home.operator.identity
         context = ssl.create_default_context(cafile=fleet.home.root.certificate)
@@ -201,8 +203,13 @@ class Operator:
     def send(self, device: str, name: str, command_id: str, seconds: float = 60, **args: object) -> None:
         """A command, as dispatch sends it."""
         now = datetime.now(UTC)
-        message = CommandMessage(DeviceId(device), now, now + timedelta(seconds=seconds), args)
-        self.publish(Command(DeviceId(device), name, command_id).format(), message.encode())
+        deadline = now + timedelta(seconds=seconds)
+        message = CommandMessage(DeviceId(device), now, deadline, args)
+        self.publish_signed(Command(DeviceId(device), name, command_id).format(), message.encode(), deadline)
+
+    def publish_signed(self, topic: str, payload: bytes, until: datetime) -> None:
+        """Anything, with dispatch's signature."""
+        self.publish(topic, self._signer.sign(topic, payload, until))
 
     def publish(self, topic: str, payload: bytes) -> None:
         """Anything, until the broker has it."""

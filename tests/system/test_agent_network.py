@@ -6,12 +6,15 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from device_agent import signers
+from device_agent.store import PosixDisk
+from enroll import downlink
 from fleet.identity import DeviceId
 from fleet.layout import AgentHome
 from fleet.messages import ControlMessage
@@ -167,9 +170,11 @@ def test_control_spreads_the_return_of_a_device(fleet: LiveFleet) -> None:
     home = fleet.joined("pump-07")
     with Relay(fleet.broker_address) as relay, Operator(fleet) as operator:
         point_to(home, f"127.0.0.1:{relay.port}", enroll_url=_NOWHERE)
+        signers.save(PosixDisk(), home, signers.Signers().told(downlink.signers(fleet.home)))
         with Agent(home, "--keepalive", "2").wait_ready() as agent:
-            control = ControlMessage(DeviceId("pump-07"), datetime.now(UTC), 1e6)
-            operator.publish(Control(DeviceId("pump-07")).format(), control.encode())
+            now, pump = datetime.now(UTC), DeviceId("pump-07")
+            control = ControlMessage(pump, now, 1e6)
+            operator.publish_signed(Control(pump).format(), control.encode(), now + timedelta(minutes=1))
             agent.wait_for_line("control.received .*reconnect_seconds=3600", stream="stderr")
             relay.freeze()
             lost = agent.wait_for_line(r"connection.failed .*retry_seconds=([\d.]+)", stream="stderr")
