@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from enroll import audit
-from enroll.registry import Registry, log
+from enroll.registry import Registry, log, messaging
 from enroll.registry.overview import Filter
-from enroll.rollout import JobState
+from enroll.rollout import JobState, Moment
 from enroll.selection import parse
 from enroll.service import jobs
 from fleet.errors import Denied, FleetError, NotFound
@@ -67,11 +67,12 @@ def test_a_canary_that_fails_halts_the_job_for_good(site: Site) -> None:
     site.check(job)
 
 
-def test_a_canary_that_begins_and_dies_halts_the_job(site: Site) -> None:
+@pytest.mark.parametrize("state", [ACCEPTED, ResultState.RUNNING])
+def test_a_canary_that_begins_and_dies_halts_the_job(site: Site, state: ResultState) -> None:
     """What bricks devices looks like devices that are away."""
     job = site.create(plan(2))
     site.settle()
-    site.all_answer(ACCEPTED, job)
+    site.all_answer(state, job)
     site.all_answer(DONE, job, 1)
     site.wait(9 * MINUTE)
     assert JobState.RUNNING is site.find(job).state
@@ -337,11 +338,30 @@ def test_a_large_job_is_written_and_given_in_small_transactions(tmp_path: Path) 
             assert 1200 == transaction.exec_driver_sql("SELECT count(*) FROM job_targets").scalar_one()
         site.turn()
         assert 100 == site.find(job).tally.reached
-        jobs.abort(registry, job.id, site.giver)
+        small = site.create(plan(0, (100,)), "reboot")
         site.turn()
+        assert (100, 100) == (site.find(job).tally.reached, site.find(small).tally.reached), "one waits for the other"
+        for each in (job, small):
+            jobs.abort(registry, each.id, site.giver)
         site.settle()
         assert {"missed": 100, "waiting": 1100} == site.standings(job)
         site.check(job)
+
+
+def test_what_is_about_to_go_out_is_withdrawn_first(tmp_path: Path) -> None:
+    """After an abort commands still go out while those for who is away are taken back."""
+    with Registry.open(tmp_path / "registry.db") as registry:
+        site = Site(registry)
+        site.add(300)
+        site.is_online(*(f"pump-{number:03}" for number in range(300)), presence=Presence.OFFLINE)
+        job = site.create(plan(0, (100,)))
+        site.settle()
+        site.is_online(site.places(job)[-1].target.device)
+        jobs.abort(registry, job.id, site.giver)
+        site.jobs.advance(Moment(site.now, site.now))
+        assert {"missed": 200, "queued": 100} == site.standings(job)
+        with registry.read() as transaction:
+            assert [] == messaging.due_commands(transaction, site.now, 300)
 
 
 def test_nothing_that_a_job_asks_of_the_registry_scans(office: Office) -> None:
@@ -378,7 +398,7 @@ def test_commands_of_others_are_not_looked_at(site: Site) -> None:
 
 _MANY = """
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000)
-    INSERT INTO commands (id, device, epoch, name, args, state, created_at, deadline, changed_at, error)
+    INSERT INTO commands (id, device, epoch, name, args, state, created_at, deadline, changed_at, error, job, counted)
     SELECT 'x' || i, 'pump-001', 1, 'echo', '{}', CASE i % 3 WHEN 0 THEN 'queued' WHEN 1 THEN 'done' ELSE 'running' END,
-           0, 9000000000000000, 0, '' FROM n
+           0, 9000000000000000, 0, '', CASE i % 2 WHEN 0 THEN 999 END, 'done' FROM n
 """
