@@ -11,13 +11,15 @@ from typing import Final, assert_never
 from enroll import presence
 from enroll.presence import Fused
 from enroll.rate_limit import RateLimit, Sparsely
-from enroll.registry import Registry, RegistryUnavailable, Transaction, history, identity, messaging
+from enroll.registry import Registry, RegistryUnavailable, Transaction, catalogues, history, identity, messaging
 from enroll.registry.records import CommandRecord, CommandState, PresenceRecord, PrincipalRecord
-from enroll.reports import HelloSeen, Report, ResultSeen, SessionOver, SessionSeen, StateSeen, StatusSeen
+from enroll.reports import CatalogueSeen, HelloSeen, Report, ResultSeen, SessionOver, SessionSeen, StateSeen, StatusSeen
 from enroll.service.starts import Start, heard
+from fleet.catalogue import catalogue_fields
 from fleet.errors import NotFound
 from fleet.identity import DeviceId
 from fleet.logs import event
+from fleet.messages import encode_object
 
 LIMIT: Final = 200
 """So many commands in one go; the rest follows as the broker acknowledges."""
@@ -186,6 +188,11 @@ def record(transaction: Transaction, report: Report, hearing: Hearing) -> tuple[
             messaging.touch(transaction, device, hearing.now)
             name, fields = f"command.{result.state}", {"device": device, "command": command_id}
             return (News(f"{name} {command_id}", name, fields),) if is_news else ()
+        case CatalogueSeen(device, catalogue):
+            text = encode_object(catalogue_fields(catalogue)).decode()
+            is_news = catalogues.put(transaction, _principal(transaction, device), text, hearing.now)
+            fields = {"device": device, "commands": str(len(catalogue))}
+            return (News(f"commands {device}", "device.commands", fields),) if is_news else ()
         case StateSeen(device):  # a sign of life; the rest is `state_desk`'s
             messaging.touch(transaction, device, hearing.now)
             return ()

@@ -42,7 +42,7 @@ from fleet.layout import AdminHome, decode_run_file
 from fleet.logs import event
 
 # Telemetry and events pass it by: they are for others, and many.
-SUBSCRIPTIONS: Final = ("devices/+/up/status", "devices/+/up/hello", "devices/+/up/results/+", "devices/+/up/state")
+SUBSCRIPTIONS: Final = tuple(f"devices/+/up/{each}" for each in ("status", "hello", "results/+", "state", "commands"))
 TURN_SECONDS: Final = 0.03
 """How soon a foreign commit is noticed; DESIGN section 9 allows 100 ms."""
 _LOOK_SECONDS: Final = 0.1  # how often a waiting dispatch looks whether the broker has come (back)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from fleet import messages, state, topics
+from fleet.catalogue import Catalogue, decode_catalogue
 from fleet.errors import InvalidInput
 from fleet.identity import DeviceId
 from fleet.messages import HelloMessage, ResultMessage, StatusMessage
@@ -82,7 +83,15 @@ class StateSeen:
     message: ReportedMessage
 
 
-Report = StatusSeen | HelloSeen | ResultSeen | StateSeen | SessionSeen | SessionOver
+@dataclass(frozen=True, slots=True)
+class CatalogueSeen:
+    """Which commands the device takes."""
+
+    device: DeviceId
+    catalogue: Catalogue
+
+
+Report = StatusSeen | HelloSeen | ResultSeen | StateSeen | CatalogueSeen | SessionSeen | SessionOver
 
 
 def read_report(topic: str, payload: bytes, *, is_retained: bool) -> Report:
@@ -94,6 +103,8 @@ def read_report(topic: str, payload: bytes, *, is_retained: bool) -> Report:
             return _hello(device, messages.decode_hello(payload, device))
         case topics.Result(device, command_id):
             return ResultSeen(device, command_id, messages.decode_result(payload, device))
+        case topics.DeclaredCommands(device):
+            return CatalogueSeen(device, decode_catalogue(payload, device).catalogue)
         case topics.ReportedState(device):
             return StateSeen(device, state.decode_reported(payload, device))
         case _:

@@ -66,7 +66,12 @@ def sift(arrived: Sequence[Incoming], aside: Aside) -> Sifted:
         try:
             topic = topics.parse(message.topic)
             match topic:
-                case topics.Status(device) | topics.Hello(device) | topics.ReportedState(device):
+                case (
+                    topics.Status(device)
+                    | topics.Hello(device)
+                    | topics.ReportedState(device)
+                    | topics.DeclaredCommands(device)
+                ):
                     sifted.latest.setdefault((device, type(topic)), []).append((place, message))
                 case topics.Result(device, command_id):
                     sifted.results.setdefault((device, command_id), []).append((place, message))

@@ -29,6 +29,7 @@ from enroll.cli.options import (
 from enroll.cli.output import Row, ago, ahead, minute, print_one, print_pages, say, time_or_none
 from enroll.cli.selected import WhereOption
 from enroll.cli.token import parse_role
+from fleet.catalogue import catalogue_fields
 from fleet.errors import InvalidInput, NotFound
 from fleet.identity import DeviceId, Role, State
 
@@ -170,6 +171,7 @@ def show(id: IdArgument, output: OutputOption = Output.TABLE, home: HomeOption =
 
     If two may use its identity, with what is known of both.
     """
+    from enroll.fitting import catalogue_of
     from enroll.registry import labels, overview
 
     device, moment = DeviceId(id), now()
@@ -179,6 +181,7 @@ def show(id: IdArgument, output: OutputOption = Output.TABLE, home: HomeOption =
             raise NotFound(f"there is no {device}", hint="enroll device list")
         story = read_story(transaction, summary.record)
         noted = labels.labels_of(transaction, device)
+        taken = catalogue_of(transaction, device)
     record, heard = summary.record, summary.presence
     shown = [
         ("id", record.id),
@@ -193,9 +196,11 @@ def show(id: IdArgument, output: OutputOption = Output.TABLE, home: HomeOption =
         ("agent", (heard.agent_version if heard else "") or "-"),
         ("known since", minute(record.created_at)),
         ("enrolments", str(record.epoch)),
+        *([] if taken is None else [("commands", ", ".join(sorted(taken)) or "none")]),
         *story.rows(moment),
     ]
-    fields = _fields(summary) | {"labels": noted} | story.fields()
+    said = {"commands": None if taken is None else catalogue_fields(taken)}
+    fields = _fields(summary) | {"labels": noted} | said | story.fields()
     row = Row(record.id, fields, tuple(value for _, value in shown))
     print_one(output, row, [label for label, _ in shown])
 

@@ -21,7 +21,7 @@ from enroll.cli.options import (
     user,
 )
 from enroll.cli.output import Row, minute, print_rows, say
-from enroll.cli.selected import DryRunOption, WhereOption
+from enroll.cli.selected import DryRunOption, NoCheckOption, WhereOption, check_fit
 from enroll.cli.send import parse_args
 from fleet.errors import InvalidInput
 from fleet.identity import DeviceId, Server
@@ -54,6 +54,7 @@ def create(
         str | None,
         typer.Option("--command-ttl", metavar="TIME", help="Each may begin until then.", show_default="the wave's"),
     ] = None,
+    no_check: NoCheckOption = False,
     dry_run: DryRunOption = False,
     home: HomeOption = None,
 ) -> None:
@@ -68,6 +69,8 @@ def create(
     at, order = admin_home(home), jobs.JobOrder(name, parse_args(args), plan, _asked(where, group, device))
     with open_registry(at) as registry:
         targets = _targets(registry, where, group, device)
+        if not no_check:
+            check_fit(registry, [target.device for target in targets], order.name, order.args)
         if dry_run:
             print("\n".join(sorted(target.device for target in targets)))
             say_plan(plan, len(targets))

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
+from enroll.cli.output import say
+from fleet.errors import InvalidInput
 from fleet.identity import DeviceId
+from fleet.messages import JsonObject
 
 if TYPE_CHECKING:
     from enroll.registry import Registry
@@ -18,10 +21,15 @@ WhereOption = Annotated[
     str | None,
     typer.Option("--where", metavar="SELECTION", help="All that fit: 'site=berlin and not online'."),
 ]
+NoCheckOption = Annotated[
+    bool, typer.Option("--no-check", help="Send it even where it does not fit what the device says that it takes.")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 
 BATCH: Final = 500  # of one transaction
 _MAX_REMEMBERED: Final = 10_000
+_MAX_MISFITS: Final = 10
+_ALL_THE_SAME: Final = "--no-check sends it all the same"
 _Item = TypeVar("_Item")
 
 
@@ -34,6 +42,23 @@ def ids_of(registry: Registry, wanted: Filter) -> list[DeviceId]:
         while page := overview.page(transaction, wanted, found[-1] if found else None, BATCH):
             found += [summary.record.id for summary in page]
     return found
+
+
+def check_fit(registry: Registry, devices: Sequence[DeviceId], name: str, args: JsonObject) -> None:
+    """Raises: InvalidInput, after a line for each of the first of them, if there are any that would not do it."""
+    from enroll.fitting import misfits
+
+    found = misfits(registry, devices, name, args)
+    if not found:
+        return
+    if len(devices) == 1:
+        ((device, reason),) = found.items()
+        raise InvalidInput(f"{device}: {reason}", hint=f"enroll device show {device}; {_ALL_THE_SAME}")
+    for device, reason in list(found.items())[:_MAX_MISFITS]:
+        say(f"{device}: {reason}")
+    if len(found) > _MAX_MISFITS:
+        say(f"and {len(found) - _MAX_MISFITS} more")
+    raise InvalidInput(f"{len(found)} of {len(devices)} would not do it, so none is asked", hint=_ALL_THE_SAME)
 
 
 def batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:

@@ -23,7 +23,7 @@ from enroll.cli.options import (
 )
 from enroll.cli.output import Row, print_rows, say, time_or_none
 from enroll.cli.progress import progress
-from enroll.cli.selected import DryRunOption, WhereOption, batches, ids_of
+from enroll.cli.selected import DryRunOption, NoCheckOption, WhereOption, batches, check_fit, ids_of
 from fleet import messages
 from fleet.errors import FleetError, InvalidInput, NotFound, PartlyDone, TimedOut
 from fleet.identity import DeviceId, Role, State
@@ -52,6 +52,7 @@ def send(
     timeout: Annotated[
         str, typer.Option("--timeout", metavar="TIME", help="Its deadline: it is not begun later.")
     ] = "30s",
+    no_check: NoCheckOption = False,
     dry_run: DryRunOption = False,
     output: OutputOption = Output.TABLE,
     home: HomeOption = None,
@@ -68,6 +69,8 @@ def send(
     order = Order(name, args, now() + parse_duration(timeout))
     with open_registry(admin_home(home)) as registry:
         chosen = _chosen(registry, group, where) if device is None else [device]
+        if not no_check:
+            check_fit(registry, chosen, order.name, order.args)
         if dry_run:
             print("\n".join(chosen))
             say(f"{len(chosen)} would be sent {name}")

@@ -104,10 +104,17 @@ def test_send_waits_for_the_firmwares_answer(fleet: LiveFleet) -> None:
         assert {"text": "\u2028"} == json.loads(done.stdout)
         shown = json.loads(fleet.enroll("device", "show", "pump-10", "-o", "json").stdout)
         assert (True, "active") == (shown["online"], shown["state"])
-        wrong = ("send", "pump-10", "set-interval", "{}", "--wait", "--timeout", "20s")
+        wrong = ("send", "pump-10", "set-interval", "{}", "--wait", "--timeout", "20s", "--no-check")
         refused = run("enroll", *wrong, "--home", fleet.home.path)
         assert (1, "") == (refused.returncode, refused.stdout)
-        assert refused.stderr.splitlines()[-1].startswith("error: pump-10 failed: ")
+        words = "error: pump-10 failed: the arguments do not fit: seconds is missing"
+        assert words == refused.stderr.splitlines()[-1]
+        fleet.service.wait_for_line("device.commands device=pump-10", stream="stderr")
+        refused = run("enroll", *wrong[:-1], "--home", fleet.home.path)
+        assert (2, "") == (refused.returncode, refused.stdout)
+        assert "error: pump-10: seconds is missing" == refused.stderr.splitlines()[0]
+        shown = fleet.enroll("device", "show", "pump-10").stdout
+        assert "echo, identify, set-interval" in shown
 
 
 def test_send_ends_at_the_deadline_of_a_device_that_is_away(fleet: LiveFleet) -> None:

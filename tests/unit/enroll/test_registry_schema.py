@@ -19,6 +19,7 @@ from fleet.errors import FleetError
 def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> None:
     """A column is in the code and not in the database, or the other way round."""
     import enroll.registry.boots
+    import enroll.registry.catalogues
     import enroll.registry.endings
     import enroll.registry.jobs
     import enroll.registry.lineage
