@@ -303,8 +303,8 @@ def test_names_and_units_are_as_prometheus_wants_them(scene: Scene) -> None:
 
 
 def system_topics(client: Peer) -> dict[str, str]:
-    """What a new subscription to all of `$SYS/` finds."""
-    client.send(mqtt.subscribe(("$SYS/#", 0)), mqtt.PINGREQ)
+    """What a new subscription to all of `$SYS/broker/` finds."""
+    client.send(mqtt.subscribe(("$SYS/broker/#", 0)), mqtt.PINGREQ)
     assert mqtt.suback(0) == client.receive()
     found: dict[str, str] = {}
     while (frame := client.receive()) != mqtt.PINGRESP:
@@ -329,7 +329,7 @@ def system_topics_when(scene: Scene, is_it: Callable[[dict[str, str]], bool]) ->
 
 
 def test_an_operator_reads_the_counters_at_once(scene: Scene) -> None:
-    """`mosquitto_sub -t '$SYS/#'` is what an operator types first."""
+    """`mosquitto_sub -t '$SYS/broker/#'` is what an operator types first."""
     publishes(scene)
     received = int(scene.scraper.scrape()["messages_received_total"])
     told = system_topics_when(scene, lambda told: told["$SYS/broker/publish/messages/received"] == str(received))

@@ -37,7 +37,7 @@ def test_a_flood_of_one_device_loses_no_result_of_another(home: AdminHome, topic
         flooder, stop = peer(home, enrol(home, "flooder"), port), threading.Event()
         with flooder, connected(home, broker, PUMP, enrol(home, PUMP)) as pump:
             pump.is_online()
-            heard(service, "device.online device=pump-07")
+            heard(service, "device.agent device=pump-07")
             assert mqtt.ACCEPTED == flooder.ask(mqtt.connect("flooder"))
             flood = threading.Thread(target=_flood, args=(flooder, mqtt.publish(topic, b"{}"), stop))
             flood.start()
@@ -69,7 +69,8 @@ _Flood = Callable[[mqtt.Peer, str, threading.Event], None]
 def _flips(device: str) -> list[bytes]:
     """Status messages that are news each time."""
     common = {"v": 1, "id": device, "ts": "2026-11-21T08:00:00Z", "boot": "b"}
-    return [json.dumps(common | {"seq": at, "status": ("online", "offline")[at % 2]}).encode() for at in range(50)]
+    flips = [{"seq": at, "status": ("online", "offline")[at % 2], "agent": str(at)} for at in range(50)]
+    return [json.dumps(common | flip).encode() for flip in flips]
 
 
 def _flip_unheard(flooder: mqtt.Peer, device: str, stop: threading.Event) -> None:
@@ -128,8 +129,8 @@ def _flooding(home: AdminHome, port: int, flood: _Flood, flooders: list[str]) ->
 @pytest.mark.parametrize(
     ("flood", "flooders", "sign"),
     [
-        (_flip_unheard, _FLOODERS, "device.offline device=flooder-19"),
-        (_flip_acknowledged, _FLOODERS, "device.offline device=flooder-19"),
+        (_flip_unheard, _FLOODERS, "device.agent device=flooder-19"),
+        (_flip_acknowledged, _FLOODERS, "device.agent device=flooder-19"),
         (_answer_strangely, _FLOODERS[:5], "message.set_aside device=flooder-4"),
     ],
     ids=("qos-0", "qos-1", "results"),
@@ -145,7 +146,7 @@ def test_what_one_device_says_is_recorded_at_once_while_others_flood_within_the_
             heard(service, sign)
             began = time.monotonic()
             pump.is_online()
-            heard(service, "device.online device=pump-07")
+            heard(service, "device.agent device=pump-07")
             status_seconds = time.monotonic() - began
             given = send(home)
             assert given == pump.is_told()[0].rpartition("/")[2]
