@@ -27,6 +27,7 @@ from soak.rounds import Options, soak
 
 FAULTS: Final = {
     "broker-kill": ("soak.broker_kill", "kill -9 of broker serve under load, five hundred times"),
+    "jobs": ("tests.faults.jobs_cut", "kill -9 of enroll serve before each write of its registry while a job runs"),
     "kill-service": ("tests.faults.service_cut", "kill -9 of enroll serve before each write of its registry"),
     "power-cut": ("tests.faults.power_cut", "a device's power cut at every system call that touches its files"),
     "renewal-storm": ("tests.faults.renewal_storm", "10,000 devices whose renewals are due in one minute"),

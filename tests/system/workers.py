@@ -21,7 +21,7 @@ from tests.system.brokers import peer
 
 @dataclass
 class Worker:
-    """A device that answers each command once `may_answer` is set, with what `outcomes` says of its name, or done.
+    """A device that answers each command with what `outcomes` says of its name, or done.
 
     `told`: the ids of commands that came, by name; one that came again is answered again, and stands there once.
     """
@@ -29,7 +29,6 @@ class Worker:
     id: DeviceId
     peer: Peer
     outcomes: dict[str, ResultState]
-    may_answer: threading.Event
     told: dict[str, list[str]] = field(default_factory=dict)
     _seq: int = 0
 
@@ -61,7 +60,6 @@ class Worker:
         known = self.told.setdefault(name, [])
         if command not in known:
             known.append(command)
-        self.may_answer.wait(within(60))
         state = self.outcomes.get(name, ResultState.DONE)
         self._say(Result(self.id, command).format(), ResultMessage(self._envelope(), state).encode())
 
@@ -79,13 +77,11 @@ def at_work(
     port: int,
     files: dict[DeviceId, IdentityFiles],
     outcomes: dict[str, ResultState],
-    may_answer: threading.Event,
 ) -> Iterator[Sequence[Worker]]:
     """These devices, connected; at the end their connections are cut, and they are waited for."""
     with ExitStack() as stack:
         workers = [
-            Worker(device, stack.enter_context(peer(home, each, port)), outcomes, may_answer)
-            for device, each in files.items()
+            Worker(device, stack.enter_context(peer(home, each, port)), outcomes) for device, each in files.items()
         ]
         threads = []
         for worker in workers:
@@ -95,7 +91,6 @@ def at_work(
         try:
             yield workers
         finally:
-            may_answer.set()
             for worker in workers:
                 worker.peer.socket.shutdown(socket.SHUT_RDWR)
             for thread in threads:

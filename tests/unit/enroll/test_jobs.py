@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -25,14 +26,21 @@ from tests.unit.enroll.test_registry_scale import Watched, filled, scanning
 DONE, FAILED, ACCEPTED = ResultState.DONE, ResultState.FAILED, ResultState.ACCEPTED
 
 
+@pytest.fixture(scope="module", name="ten")
+def _ten(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with ten devices, all online, to be copied: to make one takes longer than most tests."""
+    path = tmp_path_factory.mktemp("ten") / "registry.db"
+    with Registry.open(path) as registry:
+        Site(registry).add(10)
+    return path
+
+
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def site(ten: Path, tmp_path: Path) -> Iterator[Site]:
     """Ten devices, all online."""
-    with Registry.open(tmp_path / "registry.db") as registry:
-        found = Site(registry)
-        found.add(10)
-        yield found
-        with registry.read() as transaction:
+    with Registry.open(Path(shutil.copy(ten, tmp_path))) as registry:
+        yield (found := Site(registry))
+        with found.registry.read() as transaction:
             assert None is audit.first_broken(log.entries(transaction))
 
 
@@ -328,40 +336,36 @@ def test_an_idle_look_at_jobs_commits_nothing(site: Site) -> None:
         mark.close()
 
 
-def test_a_large_job_is_written_and_given_in_small_transactions(tmp_path: Path) -> None:
+def test_a_large_job_is_written_and_given_in_small_transactions(site: Site) -> None:
     """While a job of 100,000 devices is created or begun, no device can enrol."""
-    with Registry.open(tmp_path / "registry.db") as registry:
-        site = Site(registry)
-        site.add(1200)
-        job = site.create(plan(0, (100,)))
-        with registry.read() as transaction:
-            assert 1200 == transaction.exec_driver_sql("SELECT count(*) FROM job_targets").scalar_one()
-        site.turn()
-        assert 100 == site.find(job).tally.reached
-        small = site.create(plan(0, (100,)), "reboot")
-        site.turn()
-        assert (100, 100) == (site.find(job).tally.reached, site.find(small).tally.reached), "one waits for the other"
-        for each in (job, small):
-            jobs.abort(registry, each.id, site.giver)
-        site.settle()
-        assert {"missed": 100, "waiting": 1100} == site.standings(job)
-        site.check(job)
+    site.add(1190, first=10)
+    job = site.create(plan(0, (100,)))
+    with site.registry.read() as transaction:
+        assert 1200 == transaction.exec_driver_sql("SELECT count(*) FROM job_targets").scalar_one()
+    site.turn()
+    assert 100 == site.find(job).tally.reached
+    small = site.create(plan(0, (100,)), "reboot")
+    site.turn()
+    assert (100, 100) == (site.find(job).tally.reached, site.find(small).tally.reached), "one waits for the other"
+    for each in (job, small):
+        jobs.abort(site.registry, each.id, site.giver)
+    site.settle()
+    assert {"missed": 100, "waiting": 1100} == site.standings(job)
+    site.check(job)
 
 
-def test_what_is_about_to_go_out_is_withdrawn_first(tmp_path: Path) -> None:
+def test_what_is_about_to_go_out_is_withdrawn_first(site: Site) -> None:
     """After an abort commands still go out while those for who is away are taken back."""
-    with Registry.open(tmp_path / "registry.db") as registry:
-        site = Site(registry)
-        site.add(300)
-        site.is_online(*(f"pump-{number:03}" for number in range(300)), presence=Presence.OFFLINE)
-        job = site.create(plan(0, (100,)))
-        site.settle()
-        site.is_online(site.places(job)[-1].target.device)
-        jobs.abort(registry, job.id, site.giver)
-        site.jobs.advance(Moment(site.now, site.now))
-        assert {"missed": 200, "queued": 100} == site.standings(job)
-        with registry.read() as transaction:
-            assert [] == messaging.due_commands(transaction, site.now, 300)
+    site.add(290, first=10)
+    site.is_online(*(f"pump-{number:03}" for number in range(300)), presence=Presence.OFFLINE)
+    job = site.create(plan(0, (100,)))
+    site.settle()
+    site.is_online(site.places(job)[-1].target.device)
+    jobs.abort(site.registry, job.id, site.giver)
+    site.jobs.advance(Moment(site.now, site.now))
+    assert {"missed": 200, "queued": 100} == site.standings(job)
+    with site.registry.read() as transaction:
+        assert [] == messaging.due_commands(transaction, site.now, 300)
 
 
 def test_nothing_that_a_job_asks_of_the_registry_scans(office: Office) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,7 +33,7 @@ STOPPED = (JobState.HALTED, JobState.ABORTED)
 class Rollout(RuleBasedStateMachine):
     """One job, and all that can happen to it."""
 
-    folder: Path
+    blank: Path  # a registry with devices, to be copied
 
     @initialize(
         canary=st.integers(0, 3),
@@ -41,9 +42,9 @@ class Rollout(RuleBasedStateMachine):
         ttl=st.sampled_from([5 * MINUTE, timedelta(hours=2)]),
     )
     def begin(self, canary: int, waves: tuple[int, ...], limit: int, ttl: timedelta) -> None:
-        self.registry = Registry.open(self.folder / f"{random.SystemRandom().getrandbits(64):x}.db")
+        path = self.blank.with_name(f"{random.SystemRandom().getrandbits(64):x}.db")
+        self.registry = Registry.open(Path(shutil.copy(self.blank, path)))
         self.site = Site(self.registry)
-        self.site.add(DEVICES)
         self.job = self.site.create(plan(canary, waves, limit, command_ttl=ttl))
         self.stopped_at: int | None = None
         self.is_revoked = False
@@ -135,6 +136,8 @@ def test_any_order_of_events_leaves_a_job_whole_and_ends_it(tmp_path: Path) -> N
     """Some order gives a device the command twice, goes on after a halt, or leaves a job that never ends."""
 
     class Here(Rollout):
-        folder = tmp_path
+        blank = tmp_path / "blank.db"
 
+    with Registry.open(Here.blank) as registry:
+        Site(registry).add(DEVICES)
     run_state_machine_as_test(Here, settings=NEEDS)

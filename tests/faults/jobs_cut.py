@@ -1,0 +1,149 @@
+"""Kills the enrollment service at every system call on its registry while a job runs: `main` is all of it.
+
+The service, the broker and the devices' connections are real. After each kill the service is started again and nothing
+else is done: the job ends by itself, each device was given the command once, and did it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import secrets
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from enroll import audit
+from enroll.commands import Giver
+from enroll.registry import Registry, log
+from enroll.registry.overview import Filter
+from enroll.rollout import Plan
+from enroll.service import jobs
+from fleet.identity import DeviceId
+from fleet.messages import ResultState
+from tests.faults.cutting import Point
+from tests.faults.service_cut import Office, office, points_of
+from tests.system.brokers import enrol
+from tests.system.workers import Worker, at_work
+
+DEVICES: Final = 3
+_NAME: Final = "update"
+
+
+@dataclass
+class Site:
+    """An office, and devices that are connected to its broker throughout. `count`: how often the service was killed.
+
+    `outcomes`: what they answer to which command, if it is not done.
+    """
+
+    office: Office
+    workers: Sequence[Worker]
+    outcomes: dict[str, ResultState]
+    count: int = 0
+
+    def create(self, name: str = _NAME) -> str:
+        """A job for all of them: one, then the others."""
+        now, minute = datetime.now(UTC), timedelta(minutes=1)
+        order = jobs.JobOrder(name, {}, Plan(1, (100,), 0, 10 * minute, 10 * minute), "all")
+        giver = Giver("test", now, secrets.token_bytes)
+        with Registry.open(self.office.home.registry) as registry:
+            targets = jobs.fitting(registry, Filter())
+            return jobs.create(registry, order, targets, giver, random.Random()).id
+
+    def commands(self, job: str) -> dict[str, str | None]:
+        """What each device was given for a job."""
+        with Registry.open(self.office.home.registry) as registry:
+            (page,) = jobs.pages(registry, jobs.find(registry, job))
+        return {place.target.device: place.command for place in page}
+
+
+@contextmanager
+def site(folder: Path) -> Iterator[Site]:
+    """Devices of which the service has heard that they are online, and no service yet."""
+    with office(folder) as at:
+        files = {DeviceId(f"pump-{number}"): enrol(at.home, f"pump-{number}") for number in range(DEVICES)}
+        outcomes: dict[str, ResultState] = {}
+        with at.serving(traced=False) as service, at_work(at.home, at.broker_port, files, outcomes) as workers:
+            for worker in workers:
+                service.wait_for_line(f"device.online device={worker.id}", stream="stderr")
+            service.terminate()
+            service.wait()
+            yield Site(at, workers, outcomes)
+
+
+def points(at: Site) -> list[Point]:
+    """Every call of the thread that drives jobs, in one run of the service with a job from its beginning to its end."""
+    job = at.create()
+    with at.office.serving() as service:
+        service.wait_for_line(f"job.finished job={job}", stream="stderr")
+    check(at, job)
+    return points_of(at.office.log)
+
+
+def cut(at: Site, point: Point) -> None:
+    """A job in whose run the service is killed there, if it comes there."""
+    job = at.create()
+    with at.office.serving(point) as killed:
+        try:
+            killed.wait_for_line(f"job.finished job={job}", stream="stderr")
+        except AssertionError:
+            assert killed.wait() == -9, killed.describe()
+    at.count += killed.returncode == -9
+    with at.office.serving(traced=False) as again:
+        if killed.returncode == -9 and not is_finished(at, job):
+            again.wait_for_line(f"job.finished job={job}", stream="stderr")
+    assert "Traceback" not in killed.stderr + again.stderr
+    check(at, job)
+
+
+def is_finished(at: Site, job: str) -> bool:
+    """Whether it had ended before it was killed, or has since."""
+    with Registry.open(at.office.home.registry) as registry:
+        return jobs.find(registry, job).state.is_final
+
+
+def check(at: Site, job: str) -> None:
+    """The registry is whole, the job has ended well, and each device was told one command of it."""
+    path = at.office.home.registry
+    with closing(sqlite3.connect(path)) as connection:
+        assert [("ok",)] == connection.execute("PRAGMA integrity_check").fetchall()
+        given = connection.execute(
+            "SELECT count(*) FROM commands JOIN jobs ON job = jobs.number WHERE jobs.id = ?", [job]
+        )
+        assert (DEVICES,) == given.fetchone()
+    with Registry.open(path) as registry, registry.read() as transaction:
+        assert None is audit.first_broken(log.entries(transaction))
+        assert DEVICES == jobs.find(registry, job).tally.done
+    for worker in at.workers:
+        told = worker.told[_NAME]
+        assert at.commands(job)[worker.id] == told[-1]
+        assert len(told) == len(set(told))
+        assert len(told) == len(at.workers[0].told[_NAME]), "one was told more often than the others"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="dev soak jobs", description=__doc__)
+    parser.add_argument("--step", type=int, default=1, help="kill at every STEP-th system call (default: at every one)")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder, site(Path(folder)) as at:
+        chosen = points(at)[:: options.step]
+        for point in chosen:
+            cut(at, point)
+        print(
+            f"jobs: {len(chosen)} runs, killed {at.count} times: every job ended, "
+            f"each of its {DEVICES} devices was given the command once, and did it",
+            flush=True,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
