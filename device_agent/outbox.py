@@ -31,8 +31,9 @@ class Class(IntEnum):
     TELEMETRY = 0
     RESULT = 1
     ALARM = 2  # every event of the firmware
-    HELLO = 3
-    PRESENCE = 4
+    STATE = 3  # what the device is; said anew after each connect
+    HELLO = 4
+    PRESENCE = 5
 
     @property
     def is_spooled(self) -> bool:
@@ -41,6 +42,7 @@ class Class(IntEnum):
 
 
 SPOOLED: Final = (Class.TELEMETRY, Class.ALARM)
+_OVERTAKE: Final = (Class.RESULT, Class.STATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class Outbox:
 
     def put(self, message: Outgoing) -> Outbox:
         """With `message` behind those of its class and of higher ones, and the bound kept."""
-        base = self._without_overtaken(message) if message.kind is Class.RESULT else self
+        base = self._without_overtaken(message) if message.kind in _OVERTAKE else self
         at = len(base.waiting)
         while at > 0 and base.waiting[at - 1].kind < message.kind:
             at -= 1
@@ -158,9 +160,9 @@ class Outbox:
         return replace(self, in_flight=rest, unspooled=self.unspooled - found.is_unspooled), found
 
     def disconnected(self) -> Outbox:
-        """With all that was in flight waiting again, in its order: presence apart, which the next connection renews."""
-        again = tuple(m for m in self.in_flight if m.kind < Class.HELLO)
-        rest = tuple(m for m in self.waiting if m.kind < Class.HELLO)
+        """With all that was in flight waiting again, in its order; but presence and state are said anew."""
+        again = tuple(m for m in self.in_flight if m.kind < Class.STATE)
+        rest = tuple(m for m in self.waiting if m.kind < Class.STATE)
         waiting = tuple(sorted(again + rest, key=lambda m: -m.kind))  # stable: the order within a class stays
         return replace(self, waiting=waiting, in_flight=(), waiting_bytes=_size(waiting))._bounded()
 
@@ -213,7 +215,7 @@ def _size(messages: Iterable[Outgoing]) -> int:
 
 
 def _is_overtaken(waiting: Outgoing, newer: Outgoing) -> bool:
-    return waiting.kind is Class.RESULT and not waiting.command_id and waiting.topic == newer.topic
+    return waiting.kind in _OVERTAKE and not waiting.command_id and waiting.topic == newer.topic
 
 
 def _is_before(waiting: Outgoing, read: Outgoing) -> bool:

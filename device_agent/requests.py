@@ -11,7 +11,6 @@ from fleet.arguments import Schema, parse
 from fleet.errors import InvalidInput
 from fleet.messages import InvalidMessage, JsonObject, ResultState
 from fleet.uploads import RESERVED
-from fleet.uploads import RESERVED
 
 MAX_LINE_BYTES: Final = 65_536
 MAX_COMMANDS: Final = 64
@@ -60,11 +59,23 @@ class AskStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportState:
+    """This has changed of what is: a merge patch."""
+
+    patch: JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class AskState:
+    """One line with what is wanted and what was reported, please."""
+
+
+@dataclass(frozen=True, slots=True)
 class AskRenewal:
     """A new certificate now, please, and a line when it is in use, or why it is not."""
 
 
-Request = Register | PublishTelemetry | PublishEvent | ReportResult | AskStatus | AskRenewal
+Request = Register | PublishTelemetry | PublishEvent | ReportResult | ReportState | AskStatus | AskState | AskRenewal
 
 
 def parse_request(line: bytes) -> Request:
@@ -90,6 +101,10 @@ def _parse(fields: JsonObject) -> Request:
             return _parse_result(fields)
         case "status":
             return AskStatus()
+        case "reported":
+            return _parse_reported(fields)
+        case "state":
+            return AskState()
         case "renew":
             return AskRenewal()
         case other:
@@ -100,8 +115,6 @@ def _parse_register(fields: JsonObject) -> Register:
     commands = fields.get("commands")
     if not isinstance(commands, list) or len(commands) > MAX_COMMANDS:
         raise InvalidMessage(f"commands is not a list of at most {MAX_COMMANDS} names")
-    if any(isinstance(name, str) and name.startswith(RESERVED) for name in commands):
-        raise InvalidMessage(f"commands that begin with {RESERVED} are the agent's own")
     if any(isinstance(name, str) and name.startswith(RESERVED) for name in commands):
         raise InvalidMessage(f"commands that begin with {RESERVED} are the agent's own")
     if not all(isinstance(name, str) for name in commands):
@@ -130,6 +143,13 @@ def _parse_result(fields: JsonObject) -> ReportResult:
     if not isinstance(error, str) or len(error) > _MAX_TEXT:
         raise InvalidMessage(f"error is not a text of at most {_MAX_TEXT} characters")
     return ReportResult(_name(fields, "command_id"), ResultState(state), fields.get("output"), error)
+
+
+def _parse_reported(fields: JsonObject) -> ReportState:
+    patch = fields.get("patch")
+    if not isinstance(patch, dict):
+        raise InvalidMessage("patch is not an object")
+    return ReportState(patch)
 
 
 def _name(fields: JsonObject, key: str) -> str:

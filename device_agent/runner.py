@@ -36,6 +36,7 @@ from device_agent.core.effects import (
     ReadSpool,
     Renew,
     SaveJournal,
+    SaveShadow,
     Subscribe,
     Tell,
     Upload,
@@ -44,7 +45,17 @@ from device_agent.core.effects import (
     Verify,
     WriteSpool,
 )
-from device_agent.core.events import ConfigFailed, ConfigFetched, Disconnected, Event, Journalled, Started, Tick
+from device_agent.core.events import (
+    ConfigFailed,
+    ConfigFetched,
+    Disconnected,
+    Event,
+    Journalled,
+    ShadowSaved,
+    Started,
+    Tick,
+)
+from device_agent.core.shelf import NEVER
 from device_agent.core.state import Downlink, Settings, initial
 from device_agent.core.step import next_deadline, step
 from device_agent.failures import Cause, Failure
@@ -52,6 +63,7 @@ from device_agent.journal import Journal, decode_journal
 from device_agent.last_lines import LastLines
 from device_agent.mqtt import Connection
 from device_agent.renewal_client import Renewer
+from device_agent.shadow import Shadow, decode_shadow
 from device_agent.sharing import Shares
 from device_agent.signers import Signers
 from device_agent.spool import SpoolFile
@@ -156,7 +168,12 @@ class Runner:
         self._signers = signers.load(self.home)
         downlink = Downlink(self._signers.trust, self._signers.key_ids)
         state = initial(
-            self.settings, brokers, self._load_journal(), has_predecessor=has_predecessor, downlink=downlink
+            self.settings,
+            brokers,
+            self._load_journal(),
+            has_predecessor=has_predecessor,
+            downlink=downlink,
+            shadow=self._load_shadow(),
         )
         pending: deque[Event] = deque([Started()])
         _log.info("agent.started device=%s serial=%s", self.settings.device, self.settings.serial)
@@ -172,6 +189,8 @@ class Runner:
                         pending.append(follow_up)
                 self._check_threads(applications)
             self._save_journal(state.journal)
+            if state.shadowing.save_at < NEVER:
+                self._save_shadow(state.shadowing.shadow)
         finally:
             if self._connection is not None:
                 self._connection.disconnect()
@@ -214,8 +233,8 @@ class Runner:
                 self._end_connection(epoch)
             case Verify():
                 self._verify(effect)
-            case SaveJournal(journal):
-                return Journalled(self._save_journal(journal))
+            case SaveJournal() | SaveShadow():
+                return self._keep(effect)
             case OpenSpool() | WriteSpool() | ReadSpool():
                 return spool.perform(effect)
             case Renew() | UseSuccessor() | UsePredecessor() | Confirm() | ForgetPredecessor():
@@ -234,6 +253,11 @@ class Runner:
             case _:
                 assert_never(effect)
         return None
+
+    def _keep(self, order: SaveJournal | SaveShadow) -> Event:
+        if isinstance(order, SaveJournal):
+            return Journalled(self._save_journal(order.journal))
+        return ShadowSaved(self._save_shadow(order.shadow))
 
     def _end_connection(self, epoch: int) -> None:
         if self._connection is not None and self._connection.epoch == epoch:
@@ -332,10 +356,20 @@ class Runner:
     def _journal_file(self) -> Path:
         return self.home.path / "commands.json"
 
+    @property
+    def _shadow_file(self) -> Path:
+        return self.home.path / "state.json"
+
     def _save_journal(self, journal: Journal) -> str:
+        return self._save(self._journal_file, journal.encode())
+
+    def _save_shadow(self, shadow: Shadow) -> str:
+        return self._save(self._shadow_file, shadow.encode(self.settings.device))
+
+    def _save(self, path: Path, data: bytes) -> str:
         """Write it, durably; why not, if it cannot be."""
         try:
-            replace_file(self.world.disk, self._journal_file, journal.encode())
+            replace_file(self.world.disk, path, data)
         except OSError as error:
             return error.strerror or str(error)
         return ""
@@ -352,6 +386,19 @@ class Runner:
             _log.error(event("journal.damaged", reason=error.message))
             self._journal_file.replace(self._journal_file.with_suffix(".damaged"))
             return Journal()
+
+    def _load_shadow(self) -> Shadow:
+        """What earlier runs were told and reported. A damaged file is kept aside: the fleet has what was in it."""
+        try:
+            return decode_shadow(self._shadow_file.read_bytes(), self.settings.device)
+        except FileNotFoundError:
+            return Shadow()
+        except OSError as error:
+            raise FleetError(f"{self._shadow_file}: {error.strerror or error}") from error
+        except InvalidInput as error:
+            _log.error(event("state.damaged", reason=error.message))
+            self._shadow_file.replace(self._shadow_file.with_suffix(".damaged"))
+            return Shadow()
 
 
 def configure_logging(level: int = logging.INFO, lines: LastLines | None = None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Final, assert_never
 
 from device_agent.clock import Moment
-from device_agent.core import catalogue, commands, renewing
+from device_agent.core import catalogue, commands, renewing, shadowing
 from device_agent.core.connection import APPLICATION_GRACE_SECONDS
 from device_agent.core.effects import Effect, Log, Tell
 from device_agent.core.events import AppJoined, AppLeft, AppSaid
@@ -15,7 +15,16 @@ from device_agent.core.report import status_line
 from device_agent.core.state import App, State
 from device_agent.journal import Phase
 from device_agent.outbox import Class
-from device_agent.requests import AskRenewal, AskStatus, PublishEvent, PublishTelemetry, Register, ReportResult
+from device_agent.requests import (
+    AskRenewal,
+    AskState,
+    AskStatus,
+    PublishEvent,
+    PublishTelemetry,
+    Register,
+    ReportResult,
+    ReportState,
+)
 from fleet import messages, topics
 from fleet.messages import InvalidMessage, ResultState
 
@@ -74,6 +83,11 @@ def _on_said(state: State, event: AppSaid, moment: Moment, effects: list[Effect]
         case AskStatus():
             effects.append(Tell(event.app, status_line(state, moment)))
             return state
+        case ReportState(patch):
+            return shadowing.report(state, event.app, patch, moment, effects)
+        case AskState():
+            shadowing.tell(state, event.app, effects, is_asked=True)
+            return state
         case AskRenewal():
             return renewing.ask(state, event.app, moment, effects)
         case _:
@@ -94,6 +108,7 @@ def _register(state: State, number: int, request: Register, moment: Moment, effe
     apps = tuple(registered if app.number == number else app for app in state.apps)
     fields = (("app", request.app), ("commands", ",".join(request.commands)))
     effects.append(Log(logging.INFO, "application.registered", fields))
+    shadowing.tell(state, number, effects)
     return commands.hand_over(replace(state, apps=apps, registrations=rank), moment, effects)
 
 

@@ -125,7 +125,8 @@ def on_subscribed(state: State, event: Subscribed, moment: Moment, effects: list
     state = _queue_presence(state, Presence.ONLINE, "", moment)
     state, envelope = state.envelope(moment)
     settings = state.settings
-    hello = HelloMessage(envelope, settings.version, settings.serial, settings.hardware)
+    marks = state.shadowing.shadow.marks.fields()
+    hello = HelloMessage(envelope, settings.version, settings.serial, settings.hardware, marks)
     state = state.queue(Class.HELLO, topics.Hello(state.settings.device).format(), hello.encode())
     return catalogue.tell(state, moment)
 

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from device_agent.journal import Journal
 from device_agent.outbox import Class, Losses, Outgoing
+from device_agent.shadow import Shadow
 from fleet.address import Address
 from fleet.uploads import Order
 
@@ -68,6 +69,13 @@ class SaveJournal:
     """Write it, durably; `Journalled` is the next event."""
 
     journal: Journal
+
+
+@dataclass(frozen=True, slots=True)
+class SaveShadow:
+    """Write it, durably, before anything that is ordered later; `ShadowSaved` is the next event."""
+
+    shadow: Shadow
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +217,7 @@ Effect = (
     | Verify
     | Disconnect
     | SaveJournal
+    | SaveShadow
     | OpenSpool
     | WriteSpool
     | ReadSpool

@@ -99,6 +99,13 @@ class Journalled:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowSaved:
+    """The state of the device is on disk, or could not be written: then `error` says why."""
+
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SpoolOpened:
     """What is on disk. `problem`: the spool that was there was damaged and is kept aside; this one is new."""
 
@@ -241,6 +248,7 @@ Event = (
     | Verified
     | Sent
     | Journalled
+    | ShadowSaved
     | SpoolOpened
     | SpoolWritten
     | SpoolRead

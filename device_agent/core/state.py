@@ -15,6 +15,7 @@ from device_agent.failures import Failure
 from device_agent.journal import Journal
 from device_agent.outbox import Class, Outbox, Outgoing
 from device_agent.renewal import Life, Problem
+from device_agent.shadow import Shadow
 from device_agent.verdicts import Trust, Verdict
 from fleet.address import Address
 from fleet.arguments import Schema
@@ -193,6 +194,22 @@ class Downlink:
 
 
 @dataclass(frozen=True, slots=True)
+class Shadowing:
+    """What the device is to be and is. When it is to be written and said, and was (monotonic).
+
+    `attempts` to tell the fleet had no answer yet; `error` is why it could not be written.
+    """
+
+    shadow: Shadow = field(default_factory=Shadow)
+    save_at: float = NEVER
+    saved_at: float = -NEVER
+    say_at: float = NEVER
+    said_at: float = -NEVER
+    attempts: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """All that the agent knows. `tried`: brokers that failed since their addresses were last asked for.
 
@@ -230,6 +247,7 @@ class State:
     ask_again_at: float = 0.0
     renewal: Renewal = field(default_factory=Renewal)
     downlink: Downlink = field(default_factory=Downlink)
+    shadowing: Shadowing = field(default_factory=Shadowing)
 
     @property
     def is_online(self) -> bool:
@@ -260,10 +278,17 @@ def initial(
     *,
     has_predecessor: bool = False,
     downlink: Downlink | None = None,
+    shadow: Shadow | None = None,
 ) -> State:
     """The state before `Started`. `has_predecessor`: the certificate in use was not confirmed in an earlier run."""
     renewal = Renewal(Stage.TRYING if has_predecessor else Stage.IDLE)
     spool = Spool(bounds=settings.bounds)
     return State(
-        settings, brokers=brokers, journal=journal, spool=spool, renewal=renewal, downlink=downlink or Downlink()
+        settings,
+        brokers=brokers,
+        journal=journal,
+        spool=spool,
+        renewal=renewal,
+        downlink=downlink or Downlink(),
+        shadowing=Shadowing(shadow or Shadow()),
     )

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import assert_never
 
 from device_agent.clock import Moment
-from device_agent.core import applications, catalogue, commands, connection, downlink, renewing, spooling
+from device_agent.core import applications, catalogue, commands, connection, downlink, renewing, shadowing, spooling
 from device_agent.core.downlink import Accepted
 from device_agent.core.effects import Acknowledge, Effect, Log, Publish
 from device_agent.core.events import (
@@ -28,6 +28,7 @@ from device_agent.core.events import (
     RenewalFailed,
     RenewalPutOff,
     Sent,
+    ShadowSaved,
     SpoolFailed,
     SpoolOpened,
     SpoolRead,
@@ -65,13 +66,15 @@ def _handle(state: State, event: Event, moment: Moment, effects: list[Effect]) -
             return connection.begin(spooling.begin(state), moment, effects)
         case Tick():
             state = downlink.on_tick(connection.on_tick(state, moment, effects), moment, effects)
-            return commands.on_tick(catalogue.on_tick(state, moment), moment, effects)
+            state = shadowing.on_tick(catalogue.on_tick(state, moment), moment, effects)
+            return commands.on_tick(state, moment, effects)
         case ConfigFetched() | ConfigFailed():
             return _on_config(state, event, moment, effects)
         case Connected():
             return connection.on_connected(state, event, moment, effects)
         case Subscribed():
-            return connection.on_subscribed(state, event, moment, effects)
+            after = connection.on_subscribed(state, event, moment, effects)
+            return shadowing.on_online(after, moment) if after is not state else state
         case Disconnected():
             return connection.on_disconnected(state, event, moment, effects)
         case Arrived() | Verified():
@@ -80,6 +83,8 @@ def _handle(state: State, event: Event, moment: Moment, effects: list[Effect]) -
             return _on_sent(state, event, moment, effects)
         case Journalled() | UploadEnded():
             return commands.on_event(state, event, moment, effects)
+        case ShadowSaved():
+            return shadowing.on_saved(state, event, moment, effects)
         case SpoolOpened() | SpoolWritten() | SpoolRead() | SpoolFailed():
             return spooling.on_event(state, event, moment, effects)
         case AppJoined() | AppSaid() | AppLeft():
@@ -139,6 +144,8 @@ def _act_on(state: State, event: Arrived, until: datetime | None, moment: Moment
         return commands.on_command(state, topic, event.payload, acknowledge, moment, effects)
     if until is not None and moment.utc > until:
         raise InvalidInput(f"it was good until {messages.format_time(until)}")
+    if isinstance(topic, topics.DesiredState):
+        return shadowing.on_desired(state, event.payload, acknowledge, moment, effects)
     if isinstance(topic, topics.Control):
         control = messages.decode_control(event.payload, topic.device)
         effects.append(acknowledge)
@@ -182,5 +189,6 @@ def next_deadline(state: State) -> float | None:
         spooling.next_time(state),
         renewing.next_time(state),
         downlink.next_time(state),
+        shadowing.next_time(state),
     ]
     return None if min(times) == NEVER else min(times)

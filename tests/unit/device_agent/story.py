@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 from typing import TypeVar
 
 from device_agent.clock import Moment
-from device_agent.core.effects import Effect, OpenSpool, Publish, ReadSpool, SaveJournal, WriteSpool
+from device_agent.core.effects import Effect, OpenSpool, Publish, ReadSpool, SaveJournal, SaveShadow, WriteSpool
 from device_agent.core.events import (
     AppJoined,
     AppSaid,
@@ -21,6 +21,7 @@ from device_agent.core.events import (
     Event,
     Journalled,
     Sent,
+    ShadowSaved,
     SpoolFailed,
     Started,
     Subscribed,
@@ -82,6 +83,8 @@ class Story:
             match effect:
                 case SaveJournal():
                     self._feed_one(Journalled(self.disk_error))
+                case SaveShadow():
+                    self._feed_one(ShadowSaved(self.disk_error))
                 case OpenSpool() | WriteSpool() | ReadSpool():
                     self._feed_one(self.spool.perform(effect) if not self.disk_error else SpoolFailed(self.disk_error))
 
