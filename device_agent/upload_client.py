@@ -31,7 +31,7 @@ from fleet.uploads import PIECE_BYTES, FileWanted, ListingWanted, LogWanted, Pie
 
 MAX_VERSIONS: Final = 3
 """How often a file that changes while it is read is begun again."""
-BYTES_PER_SECOND: Final = 1 << 20
+BYTES_PER_SECOND: Final = 2 << 20
 _FINAL: Final = (400, 401, 403, 404, 411, 413)
 
 _log = logging.getLogger("device_agent.upload")

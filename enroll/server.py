@@ -135,9 +135,7 @@ class EnrollServer:
         """The body. Raises: FleetError as soon as it is too large, TimeoutError."""
         if (request.content_length or 0) > est.MAX_BODY_BYTES:
             raise too_large()
-        if request.headers.get("Expect", "").lower() == "100-continue":
-            await request.writer.write(_CONTINUE)
-            request.writer.output_size = 0
+        await _invite(request)
         if request.content.is_eof():  # it came with its head, as most do
             return _checked(request.content.read_nowait())
         body = b""
@@ -170,6 +168,7 @@ class EnrollServer:
     async def _piece(self, request: web.BaseRequest, length: int) -> bytes:
         """A body of `length` bytes, or what comes of it in time and before the connection ends."""
         body = bytearray()
+        await _invite(request)
         with contextlib.suppress(TimeoutError, OSError, web.RequestPayloadError, web.PayloadAccessError):
             async with asyncio.timeout(self._limits.body):
                 while len(body) < length and (chunk := await request.content.readany()):
@@ -209,6 +208,13 @@ class EnrollServer:
         finally:
             _log.info(event("feed.closed", serial=serial))
         return closing(response)
+
+
+async def _invite(request: web.BaseRequest) -> None:
+    """Let a client send its body that asked whether it may."""
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(_CONTINUE)
+        request.writer.output_size = 0
 
 
 def _checked(body: bytes) -> bytes:
