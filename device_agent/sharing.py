@@ -38,7 +38,7 @@ def check_shares(folders: Sequence[Path], home: Path) -> tuple[Path, ...]:
             raise InvalidInput(
                 f"{folder} cannot be shared: the agent's home is {home}", hint="share a folder beside it"
             )
-    return tuple(folder.absolute() for folder in folders)
+    return tuple(Path(os.path.abspath(folder)) for folder in folders)  # noqa: PTH100 - without .., with its links
 
 
 @dataclass(frozen=True, slots=True)

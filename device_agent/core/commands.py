@@ -81,14 +81,14 @@ def hand_over(state: State, moment: Moment, effects: list[Effect]) -> State:
     """Every held command goes to the application that takes it, or fails when its time is over."""
     for entry in state.journal.of(Phase.HELD):
         app = state.owner_of(entry.name)
-        if entry.deadline is not None and moment.utc > entry.deadline:
+        if entry.name == uploads.COMMAND:
+            state = _begin_upload(state, entry, moment, effects)
+        elif entry.deadline is not None and moment.utc > entry.deadline:
             state = finish(
                 state, entry, ResultState.EXPIRED, None, "no application took it before its deadline", effects
             )
         elif app is not None and (wrong := _misfit(app, entry)):
             state = finish(state, entry, ResultState.FAILED, None, f"the arguments do not fit: {wrong}", effects)
-        elif entry.name == uploads.COMMAND:
-            state = _begin_upload(state, entry, moment, effects)
         elif app is not None:
             state = _open(state, entry, app.number, moment, effects)
         elif moment.monotonic >= entry.hold_until:
@@ -174,10 +174,9 @@ def _misfit(app: App, entry: Entry) -> str | None:
 
 def _begin_upload(state: State, entry: Entry, moment: Moment, effects: list[Effect]) -> State:
     """The agent's own, for which no application is asked; one at a time, the others wait."""
-    is_busy = any(other.name == uploads.COMMAND for other in state.journal.of(Phase.OPEN))
-    if moment.monotonic >= entry.hold_until:
+    if entry.deadline is None or moment.utc > entry.deadline or moment.monotonic >= entry.hold_until:
         return finish(state, entry, ResultState.EXPIRED, None, "others were sent until its deadline", effects)
-    if is_busy or entry.deadline is None:
+    if any(other.name == uploads.COMMAND for other in state.journal.of(Phase.OPEN)):
         return state
     try:
         order = uploads.decode_order(entry.args)
