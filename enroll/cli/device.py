@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from enroll.cli.history import history, read_coming
 from enroll.cli.lineage import mark, read_story, resolve
 from enroll.cli.mark import group, label
 from enroll.cli.options import (
@@ -180,7 +181,7 @@ def show(id: IdArgument, output: OutputOption = Output.TABLE, home: HomeOption =
         if summary is None:
             raise NotFound(f"there is no {device}", hint="enroll device list")
         story = read_story(transaction, summary.record)
-        noted = labels.labels_of(transaction, device)
+        noted, coming = labels.labels_of(transaction, device), read_coming(transaction, device)
         taken = catalogue_of(transaction, device)
     record, heard = summary.record, summary.presence
     shown = [
@@ -191,16 +192,18 @@ def show(id: IdArgument, output: OutputOption = Output.TABLE, home: HomeOption =
         ("labels", ", ".join(f"{name}={value}" for name, value in noted.items()) or "-"),
         ("online", _online(summary)),
         ("since", minute(heard.changed_at if heard else None)),
+        *coming.place(),
         ("reason", (heard.reason if heard else "") or "-"),
         ("last seen", ago(heard.last_seen, moment) if heard else "-"),
         ("agent", (heard.agent_version if heard else "") or "-"),
         ("known since", minute(record.created_at)),
         ("enrolments", str(record.epoch)),
         *([] if taken is None else [("commands", ", ".join(sorted(taken)) or "none")]),
+        *coming.rows(),
         *story.rows(moment),
     ]
     said = {"commands": None if taken is None else catalogue_fields(taken)}
-    fields = _fields(summary) | {"labels": noted} | said | story.fields()
+    fields = _fields(summary) | coming.fields() | {"labels": noted} | said | story.fields()
     row = Row(record.id, fields, tuple(value for _, value in shown))
     print_one(output, row, [label for label, _ in shown])
 
@@ -243,6 +246,7 @@ def revoke(id: IdArgument, reason: ReasonOption = None, yes: YesOption = False, 
 VERBS: Verbs = {
     "list": list_,
     "show": show,
+    "history": history,
     "resolve": resolve,
     "group": group,
     "label": label,

@@ -102,7 +102,7 @@ def minute(moment: datetime | None) -> str:
 
 def ago(moment: datetime | None, now: datetime) -> str:
     """How long ago, in the largest unit that says it."""
-    return "never" if moment is None else f"{_span((now - moment).total_seconds())} ago"
+    return "never" if moment is None else f"{span((now - moment).total_seconds())} ago"
 
 
 def ahead(moment: datetime | None, now: datetime) -> str:
@@ -110,10 +110,11 @@ def ahead(moment: datetime | None, now: datetime) -> str:
     if moment is None:
         return "-"
     seconds = (moment - now).total_seconds()
-    return f"in {_span(seconds)}" if seconds > 0 else f"{_span(-seconds)} ago"
+    return f"in {span(seconds)}" if seconds > 0 else f"{span(-seconds)} ago"
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """So long, in the largest unit that says it."""
     whole = max(0, int(seconds))
     for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
         if whole >= 2 * length:
