@@ -26,6 +26,7 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._wake_in, self._wake_out = socket.socketpair()
         self._is_frozen = self._is_closing = self._is_cutting = False
+        self._cut_after_bytes: int | None = None
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
 
     @property
@@ -44,6 +45,10 @@ class Relay:
         """Every connection ends at once, with a reset."""
         self._is_cutting = True
         self._wake_out.send(b"\0")
+
+    def cut_after(self, count: int) -> None:
+        """Once so many more bytes have come, from whichever end, every connection ends at once, with a reset."""
+        self._cut_after_bytes = count
 
     def thaw(self) -> None:
         """New connections are forwarded again; those from before stay as dead as they are."""
@@ -115,6 +120,7 @@ class Relay:
         data = b""
         with contextlib.suppress(OSError):
             data = source.recv(_CHUNK_BYTES)
+        self._count(len(data))
         if not data:
             with contextlib.suppress(KeyError, ValueError):
                 self._selector.unregister(source)
@@ -122,6 +128,13 @@ class Relay:
             self._under_way.append((time.monotonic() + self._delay_seconds, source, target, data))
         elif not data:
             source.close()
+
+    def _count(self, count: int) -> None:
+        if self._cut_after_bytes is not None:
+            self._cut_after_bytes -= count
+            if self._cut_after_bytes <= 0:
+                self._cut_after_bytes = None
+                self.cut()
 
     def _cut_if_asked(self) -> None:
         if self._is_cutting:
