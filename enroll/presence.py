@@ -60,7 +60,8 @@ def hello(before: PresenceRecord | None, seen: HelloSeen, now: datetime, *, is_w
 def session_seen(before: PresenceRecord | None, seen: SessionSeen, now: datetime) -> Fused | None:
     """It is online, in this session. The end of another that nobody told is noted too."""
     known = before or _unknown(seen.since, now)
-    if known.is_online and (known.boot, known.session) == (seen.boot, seen.number):
+    is_same = known.boot == seen.boot
+    if is_same and (seen.number < known.session or (known.is_online and seen.number == known.session)):
         return None
     at = max(seen.since, known.changed_at) if before is not None else seen.since
     changes: tuple[PresenceChange, ...] = ()
