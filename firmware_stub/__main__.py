@@ -6,19 +6,33 @@ import argparse
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from firmware_stub.agent_client import Agent, default_path
-from firmware_stub.commands import MAX_INTERVAL_SECONDS, MIN_INTERVAL_SECONDS, SCHEMAS, Settings, handlers
+from firmware_stub.commands import (
+    MAX_INTERVAL_SECONDS,
+    MIN_INTERVAL_SECONDS,
+    SCHEMAS,
+    Settings,
+    handlers,
+    reported,
+    take_desired,
+)
 from firmware_stub.sensors import read_machine, read_simulated
 
 
 def run(path: Path, settings: Settings) -> None:
     """Measure and obey for ever: the agent may come and go."""
     started = time.monotonic()
-    agent = Agent("firmware-stub", handlers(settings), path, _report, SCHEMAS)
+    desired = partial(take_desired, settings=settings)
+    agent = Agent("firmware-stub", handlers(settings), path, _report, SCHEMAS, desired)
+    said: dict[str, object] = {}
     while True:
         agent.poll(0)
+        if reported(settings) != said:  # the last `poll` may have changed it, by a command
+            said = reported(settings)
+            agent.reported(said)
         if agent.is_connected:
             agent.telemetry("machine", read_machine())
             agent.telemetry("pressure", read_simulated(time.monotonic() - started))

@@ -28,6 +28,7 @@ SEND_SECONDS = 10.0
 
 Json = object
 Handler = Callable[[dict[str, Json]], Json]
+OnDesired = Callable[[dict[str, Json]], "dict[str, Json] | None"]
 
 
 class Refused(Exception):
@@ -49,6 +50,9 @@ class Agent:
     A handler takes a command's arguments and gives its output; an exception of any kind makes the command fail.
     `is_online` says whether the agent has a connection to the fleet. `schemas` says by name what arguments a command
     takes (docs/application-socket.md): with others no handler is called.
+
+    `on_desired` is given all of the state that the fleet wants, after each connect and each change of it, and gives
+    what to report; it takes what it knows and leaves what it does not. `desired` is the last of it.
     """
 
     def __init__(
@@ -58,8 +62,11 @@ class Agent:
         path: Path | None = None,
         report: Callable[[str], None] = _to_stderr,
         schemas: Mapping[str, Json] | None = None,
+        on_desired: OnDesired | None = None,
     ) -> None:
         self.is_online = False
+        self.desired: dict[str, Json] = {}
+        self._on_desired = on_desired
         self._app = app
         self._commands = dict(commands or {})
         self._schemas = dict(schemas or {})
@@ -81,6 +88,13 @@ class Agent:
     def event(self, kind: str, data: Json) -> None:
         """Publish that something happened. Raises: ValueError if it is too long for a line."""
         self._send({"type": "event", "event": kind, "data": data})
+
+    def reported(self, patch: dict[str, Json]) -> None:
+        """Say what has changed of what is (None: is no more); the agent keeps it, and tells the fleet until it knows.
+
+        Raises: ValueError if it is too long for a line.
+        """
+        self._send({"type": "reported", "patch": patch})
 
     def poll(self, seconds: float) -> None:
         """Send what waits, and obey, for that long; handlers run in here."""
@@ -165,8 +179,22 @@ class Agent:
                 self._send(answer(line, self._commands))
             case "welcome" | "online":
                 self.is_online = line.get("online") is True
+            case "state":
+                self._obey(line.get("desired"))
             case "error":
                 self._report(f"the agent refused a line: {line.get('message')}")
+
+    def _obey(self, desired: Json) -> None:
+        """An exception of the firmware's is said, and the state is asked for again at the next connect."""
+        if not isinstance(desired, dict):
+            return
+        self.desired = desired
+        try:
+            patch = None if self._on_desired is None else self._on_desired(desired)
+            if patch:
+                self.reported(patch)
+        except Exception as error:
+            self._report(f"the desired state was not taken: {type(error).__name__}: {error}")
 
     def _lose(self, reason: str) -> None:
         self.close()

@@ -1,4 +1,4 @@
-"""The three commands of the stub. Each takes the arguments of the command and answers its output."""
+"""What the stub obeys: a desired state, and three commands; each takes its arguments and answers its output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_INTERVAL_SECONDS = 3600.0
 
 @dataclass(slots=True)
 class Settings:
-    """What commands can change."""
+    """What commands and the desired state can change."""
 
     interval_seconds: float
 
@@ -26,13 +26,35 @@ def identify(_args: dict[str, Json], _settings: Settings) -> Json:
 
 def set_interval(args: dict[str, Json], settings: Settings) -> Json:
     """Measure every `seconds` from now on. Raises: Refused."""
-    match args.get("seconds"):
+    if not _take_interval(args.get("seconds"), settings):
+        raise Refused(f"seconds is not a number from {MIN_INTERVAL_SECONDS} to {MAX_INTERVAL_SECONDS}")
+    return {"seconds": settings.interval_seconds}
+
+
+def take_desired(desired: dict[str, Json], settings: Settings) -> dict[str, Json]:
+    """Take what can be taken of the desired state; the state that there is then.
+
+    An interval that cannot be leaves the one that is: `enroll state diff` shows it to whoever wanted it.
+    """
+    if "interval" in desired:
+        _take_interval(desired["interval"], settings)
+    return reported(settings)
+
+
+def reported(settings: Settings) -> dict[str, Json]:
+    """The state of the stub."""
+    whole = int(settings.interval_seconds)
+    return {"interval": whole if whole == settings.interval_seconds else settings.interval_seconds}
+
+
+def _take_interval(seconds: Json, settings: Settings) -> bool:
+    match seconds:
         case bool():
-            pass  # which is an int to Python
-        case int() | float() as seconds if MIN_INTERVAL_SECONDS <= seconds <= MAX_INTERVAL_SECONDS:
+            return False  # which is an int to Python
+        case int() | float() if MIN_INTERVAL_SECONDS <= seconds <= MAX_INTERVAL_SECONDS:
             settings.interval_seconds = float(seconds)
-            return {"seconds": settings.interval_seconds}
-    raise Refused(f"seconds is not a number from {MIN_INTERVAL_SECONDS} to {MAX_INTERVAL_SECONDS}")
+            return True
+    return False
 
 
 def echo(args: dict[str, Json], _settings: Settings) -> Json:

@@ -151,3 +151,28 @@ def test_poll_returns_in_time_while_lines_come_in(agent: Agent, path: Path) -> N
             agent.close()
             thread.join(within(5))
             assert not thread.is_alive()
+
+
+def test_a_desired_state_is_taken_and_answered_with_what_is(path: Path) -> None:
+    """Firmware does not hear what it is to be, or one mistake in it ends the firmware."""
+    told: list[str] = []
+    wanted: list[dict[str, object]] = []
+
+    def take(desired: dict[str, object]) -> dict[str, object]:
+        wanted.append(desired)
+        return {"interval": 10 // int(str(desired["interval"]))}
+
+    agent = Agent("control", {}, path, told.append, on_desired=take)
+    with closing(agent), closing(Listening(path)) as listening:
+        agent.reported({"boot": 1})
+        agent.poll(0)
+        with listening.accept() as connection:
+            assert {"type": "reported", "patch": {"boot": 1}} == lines(connection, 2)[1]
+            for interval in (0, 5):
+                state = {"type": "state", "version": 1, "desired": {"interval": interval}}
+                connection.sendall(json.dumps(state).encode() + b"\n")
+            agent.poll(0.05)
+            assert [{"type": "reported", "patch": {"interval": 2}}] == lines(connection, 1)
+    assert [{"interval": 0}, {"interval": 5}] == wanted
+    assert {"interval": 5} == agent.desired
+    assert any("ZeroDivisionError" in text for text in told)

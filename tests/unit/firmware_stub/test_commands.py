@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from firmware_stub.agent_client import answer
-from firmware_stub.commands import Settings, handlers
+from firmware_stub.commands import Settings, handlers, take_desired
 from firmware_stub.sensors import read_machine, read_simulated
 
 
@@ -33,6 +33,17 @@ def test_an_interval_that_cannot_be_is_refused(seconds: object) -> None:
     settings = Settings(5.0)
     assert answer(_command("set-interval", {"seconds": seconds}), handlers(settings))["state"] == "failed"
     assert settings.interval_seconds == 5.0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "interval"), [(2, 2), (0.25, 0.25), (0, 5), ("2", 5), (True, 5), (1e9, 5), (None, 5), ([2], 5)]
+)
+def test_of_the_desired_state_what_can_be_is_taken_and_what_is_reported(wanted: object, interval: float) -> None:
+    """A setting of a million devices that is wrong stops them all, or nobody sees that it was not taken."""
+    settings = Settings(5.0)
+    assert {"interval": interval} == take_desired({"interval": wanted, "unknown": 1}, settings)
+    assert interval == settings.interval_seconds
+    assert {"interval": interval} == take_desired({"unknown": 1}, settings)
 
 
 @pytest.mark.parametrize(("name", "args"), [("reboot", {}), ("echo", None), ("echo", [1]), ("", {})])
