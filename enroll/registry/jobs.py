@@ -7,7 +7,8 @@ its device) makes the two differ, which an index knows: nobody has to tell the j
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -83,12 +84,17 @@ _JOB = select(
 )
 _ADD = insert_into(jobs, *(column.name for column in jobs.columns if column.name != "number"))
 _BY_ID = Statement(_JOB.where(jobs.c.id == bindparam("of")))
-_BY_NUMBER = Statement(_JOB.where(jobs.c.number == bindparam("of")))
 _ACTIVE = Statement(_JOB.where(jobs.c.is_active == text("1")).order_by(jobs.c.number))
 _NEWEST = Statement(_JOB.order_by(jobs.c.number.desc()).limit(bindparam("limit", type_=Integer)))
 _MOVABLE: Final = ("state", "is_active", "wave", "wave_ends_at", "ended_at", "reason", *_TALLY)
 _MOVE = Statement(
     updating(jobs).where(jobs.c.number == bindparam("of")).values({name: bindparam(name) for name in _MOVABLE})
+)
+_COUNTED: Final = ("done", "failed", "missed", "silent")
+_RECOUNT = Statement(
+    updating(jobs)
+    .where(jobs.c.number == bindparam("of"))
+    .values({name: jobs.c[name] + bindparam(f"{name}_more", type_=Integer) for name in _COUNTED})
 )
 _REST = Statement(updating(jobs).where(jobs.c.number == bindparam("of")).values(is_active=False))
 _ADD_TARGET = insert_into(job_targets, "job", "position", "device", "epoch", "command", "skipped")
@@ -299,16 +305,19 @@ def news(transaction: Connection, limit: int) -> list[News]:
 
 def count(transaction: Connection, found: Iterable[News]) -> None:
     """Have the jobs count what is news, each once: what was missed or silent before may be done after all."""
+    changes: dict[int, Counter[str]] = {}
     for each in found:
         _COUNT.run(transaction, of=each.command, counted=each.state)
-        row = _BY_NUMBER.first(transaction, of=each.job)
-        assert row is not None
-        _recount(transaction, _job(row), {_TALLIED[each.state]: 1} | ({_TALLIED[each.was]: -1} if each.was else {}))
+        change = changes.setdefault(each.job, Counter())
+        change[_TALLIED[each.state]] += 1
+        if each.was:
+            change[_TALLIED[each.was]] -= 1
+    for number, change in changes.items():
+        _recount(transaction, number, change)
 
 
-def _recount(transaction: Connection, job: Job, changes: dict[str, int]) -> None:
-    changed = {name: getattr(job.tally, name) + change for name, change in changes.items()}
-    transaction.execute(updating(jobs).where(jobs.c.number == job.number).values(changed))
+def _recount(transaction: Connection, number: int, change: Mapping[str, int]) -> None:
+    _RECOUNT.run(transaction, of=number, **{f"{name}_more": change.get(name, 0) for name in _COUNTED})
 
 
 def silent(transaction: Connection, job: Job, before: datetime, limit: int) -> list[int]:
@@ -324,7 +333,7 @@ def count_silent(transaction: Connection, job: Job, found: Collection[int]) -> N
     """Have the job count these commands of its own as silent."""
     for number in found:
         _COUNT.run(transaction, of=number, counted=_SILENCE)
-    _recount(transaction, job, {"silent": len(found)})
+    _recount(transaction, job.number, {"silent": len(found)})
 
 
 def unbegun(transaction: Connection, job: Job, limit: int) -> list[int]:
