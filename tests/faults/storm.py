@@ -153,7 +153,12 @@ def _write_home(fleet: LiveFleet, path: Path, leaf: x509.Certificate, chain: byt
 
 
 def restart_under(fleet: LiveFleet, folder: Path, count: int, spread_seconds: float) -> Returned:
-    """`count` agents online, the broker killed and started again: when each was back."""
+    """`count` agents online, the broker killed and started again: when each was back.
+
+    The service is as one that is older than signatures: what is asked of all at once is to come back, and not to start
+    a process each that looks at them.
+    """
+    fleet.home.dispatch_signing.certificate.parent.unlink()
     watch, logger = Watch(), logging.getLogger("device_agent")
     logger.addHandler(watch)
     before, logger.level, logger.propagate = logger.level, logging.INFO, False

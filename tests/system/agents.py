@@ -209,7 +209,11 @@ class Operator:
 
     def publish_signed(self, topic: str, payload: bytes, until: datetime) -> None:
         """Anything, with dispatch's signature."""
-        self.publish(topic, self._signer.sign(topic, payload, until))
+        self.publish(topic, self.signed(topic, payload, until))
+
+    def signed(self, topic: str, payload: bytes, until: datetime) -> bytes:
+        """As dispatch would send it."""
+        return self._signer.sign(topic, payload, until)
 
     def publish(self, topic: str, payload: bytes) -> None:
         """Anything, until the broker has it."""
