@@ -172,9 +172,9 @@ class Uploads:
         self.store.discard(record.id)
 
     def sweep(self, now: datetime) -> list[str]:
-        """Remove what is too old, what did not come in time, and files that nobody knows of; their ids."""
+        """Remove what is too old, what will not come any more, and files that nobody knows of; their ids."""
         kept_for = timedelta(days=self.limits.keep_days)
-        over = [record for record in self.listed() if now >= _end(record, kept_for)]
+        over = [each for each in self.listed() if now >= _end(each, kept_for) or self._is_given_up(each)]
         if over:
             with self.registry.write() as transaction:
                 for record in over:
@@ -184,6 +184,10 @@ class Uploads:
         for each in unknown:
             self.store.discard(each)
         return sorted({record.id for record in over}.union(unknown))
+
+    def _is_given_up(self, record: UploadRecord) -> bool:
+        """Whether its command came to an end, and it did not."""
+        return not record.is_finished and commands.find(self.registry, record.id).state.is_final
 
     def _received(self, record: UploadRecord) -> Received:
         offset = record.total if record.is_finished and record.total is not None else self.store.size(record.id)

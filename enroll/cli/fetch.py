@@ -210,8 +210,13 @@ class _Waiting:
         if found is None:
             raise FleetError(f"upload {self.record.id} was removed", hint="enroll fetch list")
         self.record = found
-        if not found.is_finished:
+        if found.is_finished:
+            return
+        try:
             _check(command, is_over=now() >= self.deadline + _LAST_WORDS)
+        except FleetError:
+            self.uploads.remove(found, now(), user())  # it makes room for another attempt
+            raise
 
 
 def _check(command: CommandRecord, *, is_over: bool) -> None:

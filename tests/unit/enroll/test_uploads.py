@@ -16,12 +16,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from enroll.commands import Giver
+from enroll.registry import messaging
 from enroll.registry.uploads import UploadRecord
 from enroll.upload_app import Incoming, UploadApp
 from enroll.uploads import GRACE, Uploads, uploads_of
 from fleet.errors import Denied, InvalidInput, NotFound
 from fleet.est import EstRequest, EstResponse
 from fleet.identity import DeviceId
+from fleet.messages import Envelope, ResultMessage, ResultState
 from fleet.uploads import PIECE_BYTES, LogWanted, Order, Piece, UploadLimits, digest_header, path_of
 from tests.fleets import NOW, Office, open_office
 
@@ -330,6 +332,16 @@ def test_what_is_old_goes_and_what_nobody_knows_of(own: Desk) -> None:
     own.office.wait(timedelta(days=7))
     assert [whole] == own.uploads.sweep(own.office.now)
     assert [] == list(own.uploads.store.folder.iterdir())
+
+
+def test_what_a_device_gave_up_makes_room(own: Desk) -> None:
+    """After some failures nothing of a device can be fetched for as long as each might have taken."""
+    upload, other = own.ask().id, own.ask().id
+    result = ResultMessage(Envelope(PUMP, NOW, "boot", 1), ResultState.FAILED, None, "it is a link")
+    with own.office.registry.write() as transaction:
+        messaging.record_result(transaction, PUMP, upload, result, NOW)
+    assert [upload] == own.uploads.sweep(own.office.now)
+    assert [other] == [each.id for each in own.uploads.listed()]
 
 
 def test_only_a_device_that_may_connect_is_asked(desk: Desk) -> None:

@@ -125,3 +125,4 @@ def test_what_does_not_come_is_said_why(office: Office, uploads: Uploads) -> Non
     ):
         with pytest.raises(kind, match=words):
             fetch._wait(uploads, uploads.find(upload))
+        assert upload not in {each.id for each in uploads.listed()}
