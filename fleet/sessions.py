@@ -41,6 +41,7 @@ MAX_BUCKETS: Final = 65_536
 _MAX_CLIENT_CHARS: Final = 128
 _MAX_ADDRESS_CHARS: Final = 128
 _LIST: Final = re.compile(rf"{re.escape(ROOT)}/list/([1-9][0-9]{{0,4}})/(0|[1-9][0-9]{{0,4}})")
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))  # `json.dumps` makes one for each session
 _BOOT: Final = re.compile(r"[0-9a-zA-Z-]{1,64}")
 
 
@@ -174,7 +175,7 @@ def encode_page(boot: str, seq: int, sessions: Iterable[bytes], ended: Iterable[
 
 
 def _dump(fields: JsonObject) -> bytes:
-    return json.dumps(fields, separators=(",", ":")).encode()
+    return _ENCODER.encode(fields).encode()
 
 
 def decode(topic: str, payload: bytes) -> Announcement:
