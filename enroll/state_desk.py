@@ -59,6 +59,15 @@ class _Said:
 
 
 @dataclass(frozen=True, slots=True)
+class _Heard:
+    """What a device's word has changed, and what it is told."""
+
+    before: StateRecord
+    after: StateRecord
+    answer: Sending | None
+
+
+@dataclass(frozen=True, slots=True)
 class StateBooks:
     """The states in the registry, as dispatch keeps them. What it remembers outlives a connection."""
 
@@ -75,13 +84,13 @@ class StateBooks:
         said = self._without_agreed([each for report in reports for each in _said(report)])
         if not said and not taken:
             return []
-        sendings = []
         with self.registry.group():
             with self.registry.write() as transaction:
                 rows.mark_states_sent(transaction, taken)
-            for each in said:
-                sendings += self._enter_one(each, now)
-        return sendings
+            heard = [each for one in said for each in self._enter_one(one, now)]
+        for each in heard:  # not before it is true
+            self._tell(each, now)
+        return [each.answer for each in heard if each.answer is not None]
 
     def due(self, now: datetime) -> list[Sending]:
         """What devices that are there were not sent. Raises: RegistryUnavailable."""
@@ -103,22 +112,22 @@ class StateBooks:
             found = rows.find_states(transaction, greeted)
         return [each for each in said if not (each.is_hello and _is_known(each, found.get(each.device)))]
 
-    def _enter_one(self, said: _Said, now: datetime) -> list[Sending]:
+    def _enter_one(self, said: _Said, now: datetime) -> list[_Heard]:
         try:
             with self.registry.write() as transaction:
-                before, after, part = _record(transaction, said, now)
+                return [_record(transaction, said, now)]
         except RegistryUnavailable:
             raise
         except Exception as error:  # one device's nonsense must not stop what others say
             self.aside.add(said.device, "state", error)
             return []
+
+    def _tell(self, heard: _Heard, now: datetime) -> None:
+        before, after = heard.before, heard.after
         if after.reported.mark != before.reported.mark:
-            self.tell("state.reported", said.device, after.reported.version, now)
+            self.tell("state.reported", after.device, after.reported.version, now)
         if after.known is not None and (before.known is None or before.known.mark != after.known.mark):
-            self.tell("state.acknowledged", said.device, after.known.version, now)
-        if said.is_hello and said.agrees(after, part):
-            return []
-        return [_sending(after, part, now)]
+            self.tell("state.acknowledged", after.device, after.known.version, now)
 
 
 @dataclass(slots=True)
@@ -168,7 +177,7 @@ def _is_known(said: _Said, record: StateRecord | None) -> bool:
     return is_noted and said.claim == record.desired.mark and said.agrees(record, record.desired.mark)
 
 
-def _record(transaction: Transaction, said: _Said, now: datetime) -> tuple[StateRecord, StateRecord, Part]:
+def _record(transaction: Transaction, said: _Said, now: datetime) -> _Heard:
     holder = identity.find_principal(transaction, said.device)
     if holder is None:
         raise NotFound(f"there is no {said.device}")
@@ -177,7 +186,8 @@ def _record(transaction: Transaction, said: _Said, now: datetime) -> tuple[State
     after, part = hear(before, said.claim, said.reported, now)
     if after != before:
         rows.put_state(transaction, after)
-    return before, after, part
+    is_silent = said.is_hello and said.agrees(after, part)
+    return _Heard(before, after, None if is_silent else _sending(after, part, now))
 
 
 def _sending(record: StateRecord, part: Part, now: datetime) -> Sending:
