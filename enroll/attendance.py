@@ -41,22 +41,22 @@ class Attendance:
 
     def hear(self, arrived: Sequence[Incoming], now: Moment) -> list[Incoming]:
         """Take what the broker said; what devices said is left. Raises: Unreachable."""
-        rest = [message for message in arrived if not self._takes(message, now)]
+        said = [message for message in arrived if message.topic.startswith(sessions.ROOT)]
+        # Since when the broker runs first: by that is dated what ended before it.
+        for message in sorted(said, key=lambda each: each.topic != sessions.BROKER):
+            self._take(message, now)
         if self.roll.must_ask(now):
             self.roll.asked(now)
             self.connection.ask_for(sessions.ALL)
-        return rest
+        return [message for message in arrived if not message.topic.startswith(sessions.ROOT)]
 
     def reports(self, now: Moment) -> list[Report]:
         """What there is to record in this turn."""
         return list(self.roll.take(REPORTS_A_TURN, now))
 
-    def _takes(self, message: Incoming, now: Moment) -> bool:
-        if not message.topic.startswith(sessions.ROOT):
-            return False
+    def _take(self, message: Incoming, now: Moment) -> None:
         try:
             said = sessions.decode(message.topic, message.payload)
             self.roll.hear(said, now, is_retained=message.retain)
         except FleetError as error:
             self.aside.add("broker", message.topic, error)
-        return True

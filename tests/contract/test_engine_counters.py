@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from broker.engine import Disconnected, Reason, Stats
+from fleet import sessions
 from fleet.identity import Role
 from fleet.limits import Limits
 from fleet.policy import DEFAULT_RULES, Action, Policy, Rule
 from tests import mqtt
 from tests.certificates import Identity, TestFleet
 from tests.contract.engines import ENGINES, RunningEngine
+from tests.mqtt import Peer
 
 DOWN = "devices/pump-07/down/state"
 NOTICE = "fleet/notices/x"
@@ -92,3 +94,49 @@ def test_nobody_may_say_what_the_broker_counts(broker: RunningEngine, pump: Iden
         admin.ask(mqtt.subscribe(("$SYS/#", 0)))
         assert mqtt.publish("$SYS/broker/x", b"1", retain=True) == admin.receive()
         admin.sync()
+
+
+def test_sessions_are_announced_to_who_may_read_it(broker: RunningEngine, pump: Identity, operator: Identity) -> None:
+    """Dispatch would take silent devices for absent ones, or a device would see who else is there."""
+    broker.call(lambda: broker.engine.announce("b1"))
+    with broker.join(operator) as admin:
+        assert mqtt.suback(0) == admin.ask(mqtt.subscribe((sessions.ALL, 0)))
+        alive, page = sorted((_announced(admin), _announced(admin)), key=lambda said: isinstance(said, sessions.Page))
+        assert isinstance(alive, sessions.Alive)
+        assert isinstance(page, sessions.Page)
+        assert [operator.id] == [began.client_id for began in page.sessions]
+        with broker.join(pump) as device:
+            assert mqtt.suback(0x80) == device.ask(mqtt.subscribe((sessions.ALL, 0)))
+            (began,) = _changes(admin)
+            assert isinstance(began, sessions.Began)
+            assert (pump.principal, pump.serial) == (began.principal, began.serial)
+            device.send(mqtt.DISCONNECT)
+            assert device.is_closed()
+        (ended,) = _changes(admin)
+        assert isinstance(ended, sessions.Ended)
+        assert (began.seq, sessions.Ending.DISCONNECTED) == (ended.began, ended.ending)
+
+
+def test_a_broker_that_stops_says_so(broker: RunningEngine, operator: Identity) -> None:
+    """Whoever stops it would find a crash in the history."""
+    broker.call(lambda: broker.engine.announce("b1"))
+    with broker.join(operator) as admin:
+        admin.ask(mqtt.subscribe((sessions.BROKER, 0)))
+        _announced(admin)
+        broker.await_(broker.engine.stop())
+        last = _announced(admin)
+    assert isinstance(last, sessions.Alive)
+    assert last.is_stopping
+
+
+def _announced(admin: Peer) -> sessions.Announcement:
+    frame = admin.receive()
+    at = next(at for at in range(1, 5) if frame[at] < 0x80) + 1
+    end = at + 2 + int.from_bytes(frame[at : at + 2], "big")
+    return sessions.decode(frame[at + 2 : end].decode(), frame[end:])
+
+
+def _changes(admin: Peer) -> tuple[sessions.Began | sessions.Ended, ...]:
+    found = _announced(admin)
+    assert isinstance(found, sessions.Changes)
+    return found.changes
