@@ -187,7 +187,8 @@ class Uploads:
 
     def _is_given_up(self, record: UploadRecord) -> bool:
         """Whether its command came to an end, and it did not."""
-        return not record.is_finished and commands.find(self.registry, record.id).state.is_final
+        found = [] if record.is_finished else commands.find_all(self.registry, [record.id])
+        return any(command.state.is_final for command in found)
 
     def _received(self, record: UploadRecord) -> Received:
         offset = record.total if record.is_finished and record.total is not None else self.store.size(record.id)

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from enroll.commands import Giver
 from enroll.registry import messaging
@@ -132,6 +134,30 @@ def test_what_came_of_a_piece_that_was_cut_is_kept(desk: Desk) -> None:
     assert 4 == offset(desk.put(upload, 4, DATA[4:], came=0))
     desk.put(upload, 4, DATA[4:])
     assert is_whole(desk, upload)
+
+
+_PIECES = st.lists(st.tuples(st.integers(0, 22), st.integers(0, 22), st.integers(0, 22), st.booleans()), max_size=12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(_PIECES)
+def test_whatever_pieces_come_a_file_is_what_was_announced(
+    desk: Desk, pieces: list[tuple[int, int, int, bool]]
+) -> None:
+    """Some order of pieces, cuts and other contents makes a file that no device ever had."""
+    upload, other, now_there = desk.ask().id, DATA[::-1], b""
+    for first, length, came, is_other in pieces:
+        whole = other if is_other else DATA
+        data = whole[first : first + length]
+        if data:
+            answer = desk.put(upload, first, data, whole, came=came)
+            assert answer.status in (200, 409)
+            if answer.status == 200:
+                now_there = whole[: offset(answer)]
+        assert len(now_there) == offset(desk.get(upload))
+        if desk.uploads.find(upload).is_finished:
+            assert desk.uploads.store.path(upload).read_bytes() == now_there in (DATA, other)
+    desk.uploads.remove(desk.uploads.find(upload), NOW, "test")
 
 
 def test_an_empty_file_is_a_file(desk: Desk) -> None:
