@@ -59,7 +59,7 @@ def report(state: State, app: int, patch: JsonObject, moment: Moment, effects: l
         return state
     if after is before.shadow:
         return state
-    save_at = min(before.save_at, max(moment.monotonic, before.saved_at + PACE_SECONDS))
+    save_at = min(before.save_at, max(moment.monotonic + GATHER_SECONDS, before.saved_at + PACE_SECONDS))
     return _with(state, shadow=after, save_at=save_at, say_at=min(before.say_at, _soon(state, moment)))
 
 
@@ -112,7 +112,7 @@ def _later(state: State, moment: Moment) -> float:
     own = state.shadowing
     if own.shadow.marks == Marks():
         return NEVER
-    again = min(ANSWER_SECONDS * 2.0 ** min(own.attempts, 10), MAX_ANSWER_SECONDS)
+    again = min(ANSWER_SECONDS * 2.0 ** min(max(own.attempts - 1, 0), 10), MAX_ANSWER_SECONDS)
     pause = COMPARE_SECONDS if own.shadow.is_told else again
     return moment.monotonic + pause * (0.5 + moment.chance)
 

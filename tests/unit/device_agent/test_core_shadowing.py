@@ -132,7 +132,7 @@ def test_of_what_is_reported_in_a_burst_the_last_is_said() -> None:
         effects += passes(story, 0.01)
     messages = said(effects)
     assert len(messages) <= 1 + 5 / shadowing.PACE_SECONDS
-    assert len(of_kind(effects, SaveShadow)) <= 2 * len(messages) + 1
+    assert len(of_kind(effects, SaveShadow)) <= len(messages) + 1
     last = said(passes(story, shadowing.PACE_SECONDS))
     assert Whole(rules.owned({"t": 499}, 500).mark, {"t": 499}) == last[-1].reported
     assert [] == of_kind(reports(story, t=499), SaveShadow), "nothing has changed"
