@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enroll.greetings import INTERVAL_SECONDS, Greetings
-from enroll.reports import HelloSeen, Report, StatusSeen
+from enroll.reports import HelloSeen, Report, StateSeen, StatusSeen
 from fleet.identity import DeviceId
 from fleet.messages import Envelope, Presence, StatusMessage
+from fleet.state import NONE_YET, ReportedMessage
 from tests.fleets import NOW
 
 PUMP, VALVE = DeviceId("pump-07"), DeviceId("valve-1")
@@ -89,3 +90,14 @@ def test_answers_are_apart_and_the_last_hello_gets_one(steps: list[tuple[float, 
         times = answers[device]
         assert times[-1] >= said
         assert all(b - a >= INTERVAL_SECONDS for a, b in pairwise(times))
+
+
+def test_what_a_device_says_of_its_state_is_paced_alike() -> None:
+    """A device that reports in a loop keeps dispatch writing, and what it said last is lost."""
+    pace = Greetings(StateSeen, 1.0)
+    said = [ReportedMessage(Envelope(PUMP, NOW, "boot", seq), NONE_YET, NONE_YET) for seq in range(4)]
+    first, *others = (StateSeen(PUMP, message) for message in said)
+    assert [first] == handled(pace, 0.0, first)
+    assert [hello()] == handled(pace, 0.1, others[0], hello(), others[1])
+    assert [hello()] == handled(pace, 0.9, hello(), others[2])
+    assert [others[2]] == handled(pace, 1.0)
