@@ -102,10 +102,10 @@ def client_context(home: AdminHome, files: IdentityFiles) -> ssl.SSLContext:
 
 
 @contextmanager
-def running(program: str, home: AdminHome) -> Iterator[Server]:
-    """`enroll serve` or `broker serve` on a free port, ready."""
+def running(program: str, home: AdminHome, port: int = 0) -> Iterator[Server]:
+    """`enroll serve` or `broker serve` on that port or a free one, ready."""
     script = Path(sys.executable).with_name(program)
-    command = [str(script), "--home", str(home.path), "serve", "--listen", "127.0.0.1:0"]
+    command = [str(script), "--home", str(home.path), "serve", "--listen", f"127.0.0.1:{port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         ready = process.stdout.readline().split()
