@@ -79,6 +79,14 @@ async def told(streams: Streams, path: str) -> int:
     return int(json.loads(body)["offset"])
 
 
+async def sent_from(client: Client, pump: IdentityFiles, path: str, first: int) -> Streams:
+    """A connection on which the service was sent the rest of the data, if that is where it is."""
+    streams = await client.secure(identity=pump)
+    assert first == await told(streams, path)
+    streams[1].write(head(path, first, len(_DATA) - first) + _DATA[first:])
+    return streams
+
+
 def test_a_body_that_never_ends_is_cut_and_what_came_of_it_is_kept(home: AdminHome, pump: IdentityFiles) -> None:
     """A device that drips holds a connection and its memory for ever; or a slow one never gets a piece across."""
 
@@ -88,10 +96,9 @@ def test_a_body_that_never_ends_is_cut_and_what_came_of_it_is_kept(home: AdminHo
         streams[1].write(head(path, 0, len(_DATA)) + _DATA[:1000])
         assert (200, 1000) == ((said := await answer(streams))[0], json.loads(said[1])["offset"])
         assert b"" == await ended(streams[0])
-        rest = await client.secure(identity=pump)
-        assert 1000 == await told(rest, path)
-        rest[1].write(head(path, 1000, len(_DATA) - 1000) + _DATA[1000:])
-        assert json.loads((await answer(rest))[1])["is_finished"]
+        said = await answer(await sent_from(client, pump, path, 1000))
+        while not json.loads(said[1])["is_finished"]:  # on a busy machine not even this is in time
+            said = await answer(await sent_from(client, pump, path, json.loads(said[1])["offset"]))
 
     against(home, limits(body=SHORT), steps)
 
