@@ -284,6 +284,8 @@ def _no_password() -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
+    """What an exception means."""
+
     cause: Cause
     detail: str
 

@@ -40,6 +40,8 @@ def check_name(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _DeviceTopic:
+    """A topic of one device."""
+
     device: DeviceId
 
 

@@ -30,18 +30,24 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
+    """Ask for these, with QoS 1."""
+
     epoch: int
     topic_filters: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
+    """Send it on that connection."""
+
     epoch: int
     message: Outgoing
 
 
 @dataclass(frozen=True, slots=True)
 class Acknowledge:
+    """Tell the broker that a message need not come again."""
+
     epoch: int
     mid: int
     qos: int

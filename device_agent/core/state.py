@@ -45,16 +45,22 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
+    """A pause before the next attempt."""
+
     until: float
 
 
 @dataclass(frozen=True, slots=True)
 class Fetching:
+    """The service is asked where the brokers are."""
+
     until: float
 
 
 @dataclass(frozen=True, slots=True)
 class Connecting:
+    """CONNECT is on its way."""
+
     epoch: int
     broker: Address
     until: float
@@ -62,6 +68,8 @@ class Connecting:
 
 @dataclass(frozen=True, slots=True)
 class Subscribing:
+    """SUBSCRIBE is on its way."""
+
     epoch: int
     broker: Address
     until: float
@@ -70,6 +78,8 @@ class Subscribing:
 
 @dataclass(frozen=True, slots=True)
 class Online:
+    """Connected and subscribed."""
+
     epoch: int
     broker: Address
     since: float
@@ -88,7 +98,7 @@ class Stopping:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    pass
+    """The end."""
 
 
 Link = Waiting | Fetching | Connecting | Subscribing | Online | Stopping | Stopped
