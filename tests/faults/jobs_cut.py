@@ -13,7 +13,7 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,6 +29,7 @@ from fleet.identity import DeviceId
 from fleet.messages import ResultState
 from tests.faults.cutting import Point
 from tests.faults.service_cut import Office, office, points_of
+from tests.processes import Program
 from tests.system.brokers import enrol
 from tests.system.workers import Worker, at_work
 
@@ -70,11 +71,14 @@ def site(folder: Path) -> Iterator[Site]:
     with office(folder) as at:
         files = {DeviceId(f"pump-{number}"): enrol(at.home, f"pump-{number}") for number in range(DEVICES)}
         outcomes: dict[str, ResultState] = {}
-        with at.serving(traced=False) as service, at_work(at.home, at.broker_port, files, outcomes) as workers:
-            for worker in workers:
-                service.wait_for_line(f"device.online device={worker.id}", stream="stderr")
-            service.terminate()
-            service.wait()
+        with ExitStack() as stack:
+            with at.serving(traced=False) as service:
+                service.wait_for_line(
+                    "dispatch.online", stream="stderr"
+                )  # its session keeps what they say from here on
+                workers = stack.enter_context(at_work(at.home, at.broker_port, files, outcomes))
+                for worker in workers:
+                    service.wait_for_line(f"device.online device={worker.id}", stream="stderr")
             yield Site(at, workers, outcomes)
 
 
@@ -87,8 +91,9 @@ def points(at: Site) -> list[Point]:
     return points_of(at.office.log)
 
 
-def cut(at: Site, point: Point) -> None:
-    """A job in whose run the service is killed there, if it comes there."""
+@contextmanager
+def cut(at: Site, point: Point) -> Iterator[Program]:
+    """A job in whose run the service is killed there, if it comes there; within, the one that ended it."""
     job = at.create()
     with at.office.serving(point) as killed:
         try:
@@ -99,8 +104,9 @@ def cut(at: Site, point: Point) -> None:
     with at.office.serving(traced=False) as again:
         if killed.returncode == -9 and not is_finished(at, job):
             again.wait_for_line(f"job.finished job={job}", stream="stderr")
+        check(at, job)
+        yield again
     assert "Traceback" not in killed.stderr + again.stderr
-    check(at, job)
 
 
 def is_finished(at: Site, job: str) -> bool:
@@ -136,7 +142,8 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder, site(Path(folder)) as at:
         chosen = points(at)[:: options.step]
         for point in chosen:
-            cut(at, point)
+            with cut(at, point):
+                pass
         print(
             f"jobs: {len(chosen)} runs, killed {at.count} times: every job ended, "
             f"each of its {DEVICES} devices was given the command once, and did it",

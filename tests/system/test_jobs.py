@@ -22,11 +22,10 @@ def job(home: AdminHome, *words: object) -> Finished:
 def test_a_job_goes_to_its_end_or_is_halted_and_survives_a_kill(tmp_path: Path) -> None:
     """A fleet is broken by what broke its canary, or a restart of the gateway forgets or repeats what was begun."""
     with site(tmp_path) as at:
-        cut(at, Point("fdatasync", 4))
-        assert 1 == at.count, "it was not killed amid the job"
         home = at.office.home
         at.outcomes["break"] = ResultState.FAILED
-        with at.office.serving(traced=False) as service:
+        with cut(at, Point("fdatasync", 4)) as service:
+            assert 1 == at.count, "it was not killed amid the job"
             good = job(home, "create", "reboot", "--where", "id=pump-*", "--waves", "50,100").check().stdout.strip()
             assert f"job {good} is finished: 3 done\n" in job(home, "watch", good).check().stderr
             bad = at.create("break")

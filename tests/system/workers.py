@@ -36,7 +36,7 @@ class Worker:
         """Subscribe, and say so."""
         assert mqtt.ACCEPTED == self.peer.ask(mqtt.connect(self.id, keep_alive=0))
         assert mqtt.suback(1) == self.peer.ask(mqtt.subscribe((f"devices/{self.id}/down/#", 1)))
-        self._say(Status(self.id).format(), StatusMessage(self._envelope(), Presence.ONLINE).encode())
+        self._say(Status(self.id).format(), StatusMessage(self._envelope(), Presence.ONLINE).encode(), retain=True)
         self._say(Hello(self.id).format(), HelloMessage(self._envelope(), "test").encode())
 
     def run(self) -> None:
@@ -63,9 +63,9 @@ class Worker:
         state = self.outcomes.get(name, ResultState.DONE)
         self._say(Result(self.id, command).format(), ResultMessage(self._envelope(), state).encode())
 
-    def _say(self, topic: str, payload: bytes) -> None:
+    def _say(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         self._seq += 1
-        self.peer.send(mqtt.publish(topic, payload, 1, self._seq % 65_535 + 1))
+        self.peer.send(mqtt.publish(topic, payload, 1, self._seq % 65_535 + 1, retain=retain))
 
     def _envelope(self) -> Envelope:
         return Envelope(self.id, datetime.now(UTC), "boot", self._seq)
