@@ -83,7 +83,7 @@ def on_config(state: State, event: ConfigFetched, moment: Moment, effects: list[
     waiting = tuple(each for each in known.held if each.is_asking)
     has_news = not set(event.key_ids) <= set(known.key_ids)
     fruitless = 0 if has_news else known.asking.fruitless + bool(waiting)
-    pause = min(_FRUITLESS_SECONDS * 2.0**fruitless, _MAX_FRUITLESS_SECONDS) if fruitless else 0.0
+    pause = min(_FRUITLESS_SECONDS * 2.0 ** (fruitless - 1), _MAX_FRUITLESS_SECONDS) if fruitless else 0.0
     asking = Asking(fruitless=fruitless, refuses_until=moment.monotonic + pause)
     others = tuple(each for each in known.held if not each.is_asking)
     state = _with(state, trust=event.trust, key_ids=event.key_ids, asking=asking, held=others)
