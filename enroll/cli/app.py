@@ -7,6 +7,7 @@ import os
 import typer
 
 from enroll.cli import (
+    bridge,
     ca,
     cert,
     device,
@@ -61,6 +62,7 @@ for noun, verbs, help_ in (
     ("state", state.VERBS, "What devices are to be, and are."),
     ("job", job.VERBS, "One command to many devices, a few first, then in waves."),
     ("fetch", fetch.VERBS, "Logs and files of devices."),
+    ("bridge", bridge.VERBS, "The fleet in other people's systems, as a service."),
     ("export", export.VERBS, "Telemetry into databases and files, as a service."),
     ("log", log.VERBS, "What was done, and that nobody changed it."),
 ):

@@ -170,7 +170,7 @@ def _order(
 def _run(order: _Order, kind: str, target: str, made: Callable[[threading.Event], Sink]) -> None:
     """Export until told to stop. Raises: FleetError."""
     log_to(logging.StreamHandler())
-    with _stopping() as stop, contextlib.ExitStack() as stack:
+    with stopping() as stop, contextlib.ExitStack() as stack:
         wanted = _wanted(order, stack)
         source = _source(order, kind, target)
         sink = stack.enter_context(contextlib.closing(made(stop)))
@@ -217,7 +217,7 @@ def _summary(tally: Tally) -> str:
 
 
 @contextlib.contextmanager
-def _stopping() -> Iterator[threading.Event]:
+def stopping() -> Iterator[threading.Event]:
     """An event that SIGTERM or SIGINT sets."""
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -28,17 +28,17 @@ _MAX_FILTERS: Final = 50
 _ALL: Final = "devices/+/up/telemetry/+"
 
 
-def load_service(home: AgentHome, now: datetime) -> Credential:
+def load_service(home: AgentHome, now: datetime, purpose: str = "export") -> Credential:
     """Who has joined into `home`. Raises: NotFound, InvalidInput (not a service), Denied (expired)."""
+    article = "an" if purpose == "export" else "a"
     try:
         credential = decode_credential(home.meta.read_bytes())
     except OSError as error:
-        raise NotFound(f"there is no identity in {home.path}", hint=_how_to_join("export", home)) from error
+        raise NotFound(f"there is no identity in {home.path}", hint=_how_to_join(purpose, home)) from error
     if credential.role is not Role.SERVICE:
-        words = f"{home.path} is {credential.device}, of role {credential.role.value}; an export is a service"
-        hint = (
-            "enroll token create --role service --device export, join into another directory, and --identity names it"
-        )
+        words = f"{home.path} is {credential.device}, of role {credential.role.value}; {article} {purpose} is a service"
+        create = f"enroll token create --role service --device {purpose}"
+        hint = f"{create}, join into another directory, and --identity names it"
         raise InvalidInput(words, hint=hint)
     if credential.not_after < now:
         words = f"the certificate of {credential.device} ended at {messages.format_time(credential.not_after)}"
@@ -180,17 +180,19 @@ def _context(home: AgentHome) -> ssl.SSLContext:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The broker, as one service with one persistent session."""
+    """The broker, as one service with one session, persistent unless what comes meanwhile is of no use."""
 
     home: AgentHome
     client_id: str
     ways: Ways
     monotonic: Callable[[], float]
     clock: FlooredClock | None = None
+    is_persistent: bool = True
 
     def connect(self, filters: Iterable[str]) -> Connection:
         """A connection that is subscribed. Raises: Unreachable, Denied, FleetError (our own files)."""
-        login = Login(str(self.home.trust), self.home.identity, self.client_id, is_persistent=True, clock=self.clock)
+        trust, keeps = str(self.home.trust), self.is_persistent
+        login = Login(trust, self.home.identity, self.client_id, is_persistent=keeps, clock=self.clock)
         connection = Connection.open(login, self.ways(), self.monotonic)
         try:
             connection.subscribe(filters, self.monotonic)
