@@ -17,7 +17,7 @@ from typing import Final, assert_never
 
 from enroll import audit, commands
 from enroll.commands import Giver, Order
-from enroll.registry import Registry, RegistryUnavailable, Transaction, identity, jobs
+from enroll.registry import Registry, RegistryUnavailable, Transaction, identity, job_outcomes, jobs
 from enroll.rollout import (
     BeginWave,
     CountSilent,
@@ -86,7 +86,7 @@ class Jobs:
         if not agenda.is_news and not agenda.steps:
             return agenda.until
         with self._registry.write() as transaction:
-            jobs.count(transaction, jobs.news(transaction, COUNTED_AT_ONCE))
+            job_outcomes.count(transaction, job_outcomes.news(transaction, COUNTED_AT_ONCE))
             told = self._step(transaction, moment)
         for line in told:  # not before it is true
             _log.info(line)
@@ -108,13 +108,13 @@ def _agenda(transaction: Transaction, moment: Moment) -> _Agenda:
     times: list[datetime] = []
     for job in jobs.active(transaction):
         before = silent_before(job, moment)
-        has_silent = before is not None and bool(jobs.silent(transaction, job, before, 1))
+        has_silent = before is not None and bool(job_outcomes.silent(transaction, job, before, 1))
         match next_step(job, moment, has_silent=has_silent):
             case Rest(until):
                 times += [] if until is None else [until]
             case step:
                 steps.append((job, step))
-    return _Agenda(bool(jobs.news(transaction, 1)), steps, min(times, default=None))
+    return _Agenda(bool(job_outcomes.news(transaction, 1)), steps, min(times, default=None))
 
 
 def _perform(transaction: Transaction, job: Job, step: Step, now: datetime) -> list[str]:
@@ -122,7 +122,7 @@ def _perform(transaction: Transaction, job: Job, step: Step, now: datetime) -> l
         case Give(ceiling):
             return _give(transaction, job, ceiling, now)
         case CountSilent(before):
-            jobs.count_silent(transaction, job, jobs.silent(transaction, job, before, COUNTED_AT_ONCE))
+            job_outcomes.count_silent(transaction, job, job_outcomes.silent(transaction, job, before, COUNTED_AT_ONCE))
             return []
         case BeginWave(wave):
             jobs.move(transaction, replace(job, wave=wave, wave_ends_at=None))
@@ -188,11 +188,11 @@ def _end(transaction: Transaction, job: Job, state: JobState, reason: str, now: 
 
 
 def _withdraw(transaction: Transaction, job: Job, now: datetime) -> list[str]:
-    found = jobs.unbegun(transaction, job, COUNTED_AT_ONCE)
+    found = job_outcomes.unbegun(transaction, job, COUNTED_AT_ONCE)
     if not found:
         jobs.rest(transaction, job)
         return []
-    jobs.withdraw(transaction, found, f"withdrawn: job {job.id} was {job.state}", now)
+    job_outcomes.withdraw(transaction, found, f"withdrawn: job {job.id} was {job.state}", now)
     return [event("job.withdrawn", job=job.id, commands=len(found))]
 
 

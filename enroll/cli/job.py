@@ -155,7 +155,7 @@ def show(
     home: HomeOption = None,
 ) -> None:
     """Show a job, and what has become of each device, by their turns; -o name prints the devices' ids."""
-    from enroll.registry.jobs import Standing
+    from enroll.registry.job_outcomes import Standing
     from enroll.service import jobs
 
     wanted = None if state is None else _parse_standing(state, list(map(str, Standing)))

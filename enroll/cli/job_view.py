@@ -17,7 +17,7 @@ from fleet.errors import FleetError, PartlyDone
 
 if TYPE_CHECKING:
     from enroll.registry import Registry
-    from enroll.registry.jobs import Place
+    from enroll.registry.job_outcomes import Place
     from enroll.rollout import Job, Plan
 
 _POLL_SECONDS: Final = 0.25

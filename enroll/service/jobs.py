@@ -14,8 +14,8 @@ from typing import Final
 
 from enroll import audit, commands
 from enroll.commands import Giver, Order
-from enroll.registry import Registry, Transaction, jobs, overview
-from enroll.registry.jobs import Place, Standing
+from enroll.registry import Registry, Transaction, job_outcomes, jobs, overview
+from enroll.registry.job_outcomes import Place, Standing
 from enroll.registry.overview import Filter
 from enroll.rollout import Job, JobState, Plan, Tally, Target, in_order
 from fleet.errors import Denied, FleetError, InvalidInput, NotFound
@@ -202,7 +202,7 @@ def pages(registry: Registry, job: Job) -> Iterator[list[Place]]:
     first = 0
     while True:
         with registry.read() as transaction:
-            page = jobs.places(transaction, job, first, AT_ONCE)
+            page = job_outcomes.places(transaction, job, first, AT_ONCE)
         if not page:
             return
         yield page

@@ -14,7 +14,7 @@ from enroll.bookkeeping import Books
 from enroll.commands import Giver
 from enroll.jobs import Jobs
 from enroll.registry import Registry, RegistryUnavailable, feed, identity, messaging
-from enroll.registry.jobs import Place, Standing
+from enroll.registry.job_outcomes import Place, Standing
 from enroll.registry.overview import Filter
 from enroll.registry.records import CommandRecord, PrincipalRecord
 from enroll.reports import ResultSeen, StatusSeen
@@ -84,7 +84,7 @@ class Site:
 
     def turn_cut_after(self, instructions: int) -> bool:
         """A turn that fails once SQLite has taken so many instructions; whether it came to that."""
-        with self._counted(instructions) as count:
+        with self._counted(instructions):
             try:
                 self.turn()
             except RegistryUnavailable:
