@@ -5,6 +5,9 @@
 
 A command is on disk before anyone is told of it and before the broker gets its PUBACK. So a restart finds every command
 that may have begun, reports it as failed, and never begins it again.
+
+Whose id was forgotten is not begun again either: of those it is remembered when the latest was given, and until when
+the last of them could have begun. What was given no later than that, and comes before then, may be one of them.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ class Phase(Enum):
 class Entry:
     """One command. `hold_until` (monotonic) is when it fails if no application takes it; `app` is who has it.
 
+    `sent_at`: when the fleet gave it, by the fleet's clock.
+
     `is_confirmed`: the broker has the final result.
     """
 
@@ -53,6 +58,7 @@ class Entry:
     output: Any = field(default=None, repr=False)
     error: str = ""
     is_confirmed: bool = False
+    sent_at: datetime | None = None
 
     def finished(self, state: ResultState, output: Any = None, error: str = "") -> Entry:
         """With its final result."""
@@ -65,9 +71,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """The last REMEMBERED commands, the oldest first."""
+    """The last REMEMBERED commands, the oldest first.
+
+    `forgotten_upto`: when the latest was given of those before them; `forgotten_until`: their last deadline.
+    """
 
     entries: tuple[Entry, ...] = ()
+    forgotten_upto: datetime | None = None
+    forgotten_until: datetime | None = None
 
     def find(self, command_id: str) -> Entry | None:
         return next((entry for entry in self.entries if entry.id == command_id), None)
@@ -85,11 +96,27 @@ class Journal:
             entries = tuple(entry if known.id == entry.id else known for known in self.entries)
         else:
             entries = (*self.entries, entry)
-        return Journal(_without_large_outputs(_forget_oldest(entries)))
+        kept = _forget_oldest(entries)
+        ids = {each.id for each in kept}
+        gone = [each for each in entries if each.id not in ids]
+        return Journal(
+            _without_large_outputs(kept),
+            max(filter(None, (self.forgotten_upto, *(each.sent_at for each in gone))), default=None),
+            max(filter(None, (self.forgotten_until, *(each.deadline for each in gone))), default=None),
+        )
+
+    def may_have_forgotten(self, sent_at: datetime, now: datetime) -> bool:
+        """Whether a command that is not known, and was given then, may have been."""
+        if self.forgotten_upto is None or self.forgotten_until is None:
+            return False
+        return sent_at <= self.forgotten_upto and now <= self.forgotten_until
 
     def encode(self) -> bytes:
         """As a file: one object a line, so that an output is nested no deeper than in the line it came in."""
         lines = [{"v": 1}, *(_encode(entry) for entry in self.entries)]
+        if self.forgotten_upto is not None and self.forgotten_until is not None:  # an older agent reads over it
+            times = map(messages.format_time, (self.forgotten_upto, self.forgotten_until))
+            lines[-1] |= {"forgotten": list(times)}
         return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
@@ -115,6 +142,8 @@ def _without_large_outputs(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
 
 def _encode(entry: Entry) -> JsonObject:
     fields: JsonObject = {"id": entry.id, "name": entry.name}
+    if entry.sent_at is not None and entry.deadline is not None:
+        fields |= {"ts": messages.format_time(entry.sent_at), "deadline": messages.format_time(entry.deadline)}
     if entry.phase is Phase.FINAL and entry.state is not None:
         fields |= {"state": entry.state.value, "confirmed": entry.is_confirmed}
         fields |= {"output": entry.output, "error": entry.error}
@@ -127,13 +156,23 @@ def decode_journal(data: bytes) -> Journal:
         header, *lines = [messages.decode_object(line, max_bytes=MAX_FILE_BYTES) for line in data.splitlines()]
         if header != {"v": 1}:
             raise ValueError("it is of another version")
-        return Journal(tuple(map(_decode, lines))[-REMEMBERED:])
+        return Journal(tuple(map(_decode, lines))[-REMEMBERED:], *_forgotten(lines))
     except (KeyError, TypeError, ValueError, AttributeError, InvalidInput) as error:
         raise InvalidInput(f"the list of commands is damaged: {error}") from error
 
 
+def _forgotten(lines: list[JsonObject]) -> tuple[datetime | None, datetime | None]:
+    if not lines or "forgotten" not in lines[-1]:
+        return None, None
+    upto, until = lines[-1]["forgotten"]
+    return messages.parse_time(upto), messages.parse_time(until)
+
+
 def _decode(fields: JsonObject) -> Entry:
     entry = Entry(topics.check_name(fields["id"]), topics.check_name(fields["name"]))
+    if "ts" in fields:
+        sent_at, deadline = messages.parse_time(fields["ts"]), messages.parse_time(fields["deadline"])
+        entry = replace(entry, sent_at=sent_at, deadline=deadline)
     if "state" not in fields:
         return entry.finished(ResultState.FAILED, error=RESTARTED)
     done = entry.finished(ResultState(fields["state"]), fields.get("output"), str(fields.get("error", "")))

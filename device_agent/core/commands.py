@@ -35,8 +35,10 @@ def on_command(
     if known is not None:
         return _on_repeated(state, known, acknowledge, moment, effects)
     command = messages.decode_command(payload, topic.device)
-    entry = Entry(topic.command_id, topic.name, deadline=command.deadline, args=command.args)
-    if moment.utc > command.deadline:
+    entry = Entry(topic.command_id, topic.name, deadline=command.deadline, args=command.args, sent_at=command.sent_at)
+    if state.journal.may_have_forgotten(command.sent_at, moment.utc):
+        entry = entry.finished(ResultState.FAILED, error="it is so old that this device may have run it before")
+    elif moment.utc > command.deadline:
         entry = entry.finished(ResultState.EXPIRED, error="it arrived after its deadline")
     elif state.journal.unfinished >= MAX_UNFINISHED:
         entry = entry.finished(ResultState.FAILED, error=f"{MAX_UNFINISHED} commands are unfinished on this device")

@@ -15,9 +15,10 @@ from device_agent.core.report import status_line
 from device_agent.core.state import Downlink
 from device_agent.core.step import next_deadline
 from device_agent.failures import Cause, Failure
+from device_agent.journal import REMEMBERED, decode_journal
 from device_agent.verdicts import Trust, Verdict
 from fleet import downlink
-from fleet.messages import MAX_MESSAGE_BYTES, MAX_SIGNATURE_BYTES, CommandMessage, ControlMessage
+from fleet.messages import MAX_MESSAGE_BYTES, MAX_SIGNATURE_BYTES, CommandMessage, ControlMessage, ResultState
 from tests.unit.device_agent.story import GATEWAY, PUMP, START, Story, of_kind
 
 OURS, NEXT = "a" * 43, "b" * 43
@@ -282,6 +283,38 @@ def test_a_control_that_is_signed_is_obeyed() -> None:
     effects = story.feed(Verified(order.number, Verdict.GOOD))
     assert 600 == story.state.spread_seconds
     assert [Acknowledge(1, 101, 1)] == of_kind(effects, Acknowledge)
+
+
+def test_a_command_whose_id_was_forgotten_is_not_run_again() -> None:
+    """A broker could wait for 256 others, and then repeat a genuine command that has a week."""
+    story = Downward()
+    first = CommandMessage(PUMP, START, START + timedelta(days=7), {}).encode()
+    story.feed(Verified(verify(story.arrive(topic_of("first"), with_signature(first))).number, Verdict.GOOD))
+    for number in range(REMEMBERED):
+        story.seconds += 1
+        order = verify(story.arrive(topic_of(f"c{number}"), command_now(story)))
+        story.feed(Verified(order.number, Verdict.GOOD))
+        story.after(60)  # nobody takes it
+    assert story.state.journal.find("first") is None
+    story.state = replace(story.state, journal=decode_journal(story.state.journal.encode()))  # a restart
+    order = verify(story.arrive(topic_of("first"), with_signature(first)))
+    story.feed(Verified(order.number, Verdict.GOOD))
+    again = story.state.journal.find("first")
+    assert again is not None
+    assert (ResultState.FAILED, "may have run it before") == (
+        again.state,
+        again.error[-len("may have run it before") :],
+    )
+    order = verify(story.arrive(topic_of("newer"), command_now(story)))
+    story.feed(Verified(order.number, Verdict.GOOD))
+    newer = story.state.journal.find("newer")
+    assert newer is not None
+    assert "before" not in newer.error
+
+
+def command_now(story: Story) -> bytes:
+    now = story.now().utc
+    return with_signature(CommandMessage(PUMP, now, now + timedelta(minutes=1), {}).encode())
 
 
 def test_a_command_that_is_known_is_not_run_again() -> None:
