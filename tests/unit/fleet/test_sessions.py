@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -109,6 +111,14 @@ def test_a_word_that_nobody_knows_is_some_reason() -> None:
     said = sessions.decode(sessions.CHANGES, sessions.encode_changes("a", 2, 2, [line]))
     assert isinstance(said, Changes)
     assert [Ending.OTHER] == [each.ending for each in said.changes if isinstance(each, Ended)]
+
+
+def test_every_reason_is_explained_to_operators() -> None:
+    """The history has a word that is nowhere said what it means."""
+    text = (Path(__file__).parents[3] / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = text.partition("| reason | what happened |\n")[2].partition("\n\n")[0]
+    words = {word for line in table.splitlines()[1:] for word in re.findall(r"`([a-z-]+)`", line.split("|")[1])}
+    assert {each.value for each in Ending} == words
 
 
 def test_only_who_commands_may_read_who_is_there() -> None:
