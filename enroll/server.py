@@ -89,8 +89,8 @@ class EnrollServer:
     async def keep_swept(self) -> None:
         """Remove uploads that are too old, for ever."""
         while self._files is not None:
-            await asyncio.get_running_loop().run_in_executor(self._file_worker, self._files.sweep)
             await asyncio.sleep(_SWEEP_SECONDS)
+            await asyncio.get_running_loop().run_in_executor(self._file_worker, self._files.sweep)
 
     async def _wait_until_idle(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
