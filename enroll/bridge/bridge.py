@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Final, Protocol
 
 from enroll.backoff import Backoff
 from enroll.bridge.entities import values
 from enroll.bridge.house import House, Publication
 from enroll.bridge.second import OFFLINE, Second, SecondConnection
+from enroll.export.exporter import Ports
 from enroll.export.readings import read
 from enroll.mqtt_client import Connection, Incoming
 from enroll.rate_limit import Sparsely
@@ -41,18 +40,6 @@ class Roster(Protocol):
 
     def gone(self, shown: Sequence[DeviceId]) -> list[DeviceId]:
         """Those of `shown` who are not any more; looked up when something may have changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """The world as a bridge may see it."""
-
-    clock: Callable[[], datetime]
-    monotonic: Callable[[], float]
-    random: random.Random
-    is_stopping: Callable[[], bool]
-    wait: Callable[[float], object]
-    on_ready: Callable[[], None]
 
 
 @dataclass(slots=True)

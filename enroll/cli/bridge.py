@@ -49,9 +49,7 @@ def home_assistant(
     name: Annotated[str, typer.Option(metavar="NAME", help="This bridge's name in topics and ids.")] = "mqtt-fleet",
     unit: Annotated[
         list[str] | None,
-        typer.Option(
-            "--unit", metavar="S.F=UNIT", help="In what a field is measured.", show_default="by name"
-        ),
+        typer.Option("--unit", metavar="S.F=UNIT", help="In what a field is measured.", show_default="by name"),
     ] = None,
     group: Annotated[str | None, typer.Option(metavar="G", help="Only devices of this group.")] = None,
     where: WhereOption = None,
@@ -83,8 +81,9 @@ VERBS: Final[Verbs] = {"home-assistant": home_assistant}
 def _run(source: Source, second: Second, layout: Layout, units: dict[str, Unit], roster: Roster) -> None:
     from importlib.metadata import version
 
-    from enroll.bridge.bridge import Bridge, Ports
+    from enroll.bridge.bridge import Bridge
     from enroll.bridge.house import House
+    from enroll.export.exporter import Ports
 
     def ready() -> None:
         print(f"bridge: ready {second}", flush=True)
