@@ -21,8 +21,8 @@ from broker.engines.amqtt.session import FleetSession
 from enroll.reports import SessionOver, SessionSeen
 from enroll.roll import ASK_AGAIN_SECONDS, Moment, Recorded, Roll
 from fleet import sessions
-from fleet.identity import DeviceId, Principal, Role, State
-from fleet.sessions import Alive, Changes, Ending
+from fleet.identity import DeviceId, Principal, Role, Serial, State
+from fleet.sessions import Alive, Began, Changes, Ended, Ending, Page
 from tests.fuzz.hubs import NOW, PRINCIPALS, SmallBroker, Wire
 
 A, B, OPERATOR = PRINCIPALS
@@ -118,6 +118,9 @@ class House:
         """All that was said since the last call."""
         found = said_to(self.wire)
         self.wire.sent[:] = self.wire.sent[:1]  # CONNACK
+        for topic, payload, _ in found:
+            if isinstance(said := sessions.decode(topic, payload), Changes):
+                assert list(range(said.first, said.last + 1)) == [each.seq for each in said.changes], "a wrong number"
         return found
 
     def moment(self) -> Moment:
@@ -346,11 +349,64 @@ def test_in_the_end_the_list_is_the_truth(data: st.DataObject) -> None:
     house.subscribe()
     house.settle()
     last = house.heard()
-    mixed = data.draw(st.permutations(last + said[-6:]))
+    mixed = data.draw(st.permutations(last + [each for each in said if each[0] == sessions.CHANGES][-8:]))
     house.tell(roll, mixed)
     house.clockwork.advance(GRACE_SECONDS)
     take()
     assert house.truth() == seen
+
+
+def came(seq: int, who: Principal = A) -> Changes:
+    began = Began(seq, who.id, who, Serial("a"), "10.0.0.7:1", NOW)
+    return Changes("b1", seq, seq, (began,))
+
+
+def went(seq: int, began: int) -> Changes:
+    return Changes("b1", seq, seq, (Ended(seq, A.id, began, Ending.LOST, NOW),))
+
+
+def listed(seq: int, *changes: Changes) -> Page:
+    found = [each for said in changes for each in said.changes if isinstance(each, Began)]
+    return Page("b1", seq, 1, 0, tuple(found))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([listed(9, came(7)), went(6, 3)], [("a", "")]),
+        ([listed(9, came(7)), came(3)], [("a", "")]),
+        ([listed(9), came(7)], []),
+        ([listed(9), listed(4, came(3))], []),
+        ([went(9, 7), came(7), listed(8, came(7))], []),
+        ([came(7), listed(9)], [("a", ""), ("a", "unheard")]),
+        ([listed(9), came(10), listed(9)], [("a", "")]),
+        ([came(10), listed(9)], [("a", "")]),
+        ([came(3), came(7)], [("a", ""), ("a", "unheard"), ("a", "")]),
+        ([came(3, OPERATOR), listed(4, came(3, OPERATOR))], []),
+    ],
+)
+def test_what_has_the_highest_number_holds(said: list[Page | Changes], expected: list[tuple[str, str]]) -> None:
+    """What comes late or twice says who is there."""
+    house = House()
+    roll = house.roll()
+    for each in said:
+        roll.hear(each, house.moment(), is_retained=False)
+    assert expected == told(house.reports(roll))
+
+
+def test_who_listens_again_is_told_the_right_numbers() -> None:
+    """What was still to be told when the last listener went is told as something else."""
+    house = House()
+    house.subscribe()
+    house.connect(A)
+    house.unsubscribe()
+    house.connect(B)
+    house.subscribe()
+    house.settle()
+    assert not [topic for topic, _, _ in house.heard() if topic == sessions.CHANGES]
+    house.leave(B)
+    house.settle()
+    assert [sessions.CHANGES] == [topic for topic, _, _ in house.heard()]
 
 
 def test_of_another_start_nothing_is_heard() -> None:

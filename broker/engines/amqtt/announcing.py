@@ -94,8 +94,6 @@ class Announcements:
         if self._has_listeners():
             self._pending.append(line)
             self._flush_soon()
-        else:
-            self._pending.clear()
 
     def _has_listeners(self) -> bool:
         return self._hub.subscriptions.has_below(*_ROOT)

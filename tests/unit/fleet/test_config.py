@@ -77,6 +77,14 @@ def test_the_grace_of_recovery_is_a_duration_or_off() -> None:
             load(_GOOD + f"[enroll]\nrecovery_grace = {bad}\n")
 
 
+def test_the_grace_of_presence_is_a_duration() -> None:
+    """A fleet that comes back slowly would be offline after each restart of its broker."""
+    assert timedelta(seconds=150) == load(_GOOD).presence_grace
+    assert timedelta(hours=1) == load(_GOOD + '[enroll]\npresence_grace = "1h"\n').presence_grace
+    with pytest.raises(InvalidInput, match=r"enroll\.presence_grace is not a duration"):
+        load(_GOOD + '[enroll]\npresence_grace = "off"\n')
+
+
 def test_every_problem_is_reported_at_once() -> None:
     """An admin mends one line a try."""
     with pytest.raises(InvalidInput) as caught:
