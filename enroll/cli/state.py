@@ -71,7 +71,7 @@ def set_(
     if if_version is not None and len(ids) != 1:
         raise InvalidInput("--if-version is for one device", hint="leave it out, or name one ID")
     with open_registry(admin_home(home)) as registry:
-        chosen = _chosen(registry, group, where) if is_for_many else ids
+        chosen = _chosen(registry, group, where) if is_for_many else _found(registry, ids)
         if dry_run:
             print("\n".join(chosen))
             say(f"{len(chosen)} would be changed, where that is a change")
@@ -119,6 +119,15 @@ def _chosen(registry: Registry, group: str | None, where: str | None) -> list[De
     return chosen
 
 
+def _found(registry: Registry, ids: list[DeviceId]) -> list[DeviceId]:
+    """These, if all are devices: nobody is changed where somebody is not there. Raises: NotFound, InvalidInput."""
+    from enroll import states
+
+    for device in ids:
+        states.find(registry, device)
+    return ids
+
+
 def _set_one(registry: Registry, device: DeviceId, change: Change) -> None:
     from enroll import states
 
@@ -131,8 +140,6 @@ def _set_one(registry: Registry, device: DeviceId, change: Change) -> None:
 def _set_many(registry: Registry, chosen: Sequence[DeviceId], change: Change) -> None:
     from enroll import states
 
-    for device in chosen:
-        states.find(registry, device)  # nobody is changed where somebody is not there
     count = 0
     for batch in batches(chosen):
         changed = states.set_all(registry, batch, change, by=user(), now=now())
