@@ -13,6 +13,7 @@ import sqlite3
 import ssl
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -24,13 +25,14 @@ from typing import Final
 from cryptography import x509
 
 from enroll import audit, service
-from enroll.registry import Registry, identity, log
+from enroll.registry import Registry, history, identity, log
 from enroll.registry.records import LIVE, CertificateRecord
 from enroll.tokens import TokenOrder
 from fleet import pki
 from fleet.identity import DeviceId
 from fleet.join import JoinCode
 from fleet.layout import AdminHome, AgentHome
+from tests.deadlines import within
 from tests.faults.cutting import Point, Traced, calls_of
 from tests.faults.relay import Relay
 from tests.fleets import new_home
@@ -216,6 +218,19 @@ def check(at: Office, device: Device, certificates: int) -> None:
     context.load_cert_chain(device.home.identity.certificate, device.home.identity.key)
     with Peer(("127.0.0.1", at.broker_port), context) as peer:
         assert ACCEPTED == peer.ask(connect(device.name))
+    _wait_until_offline(at, DeviceId(device.name))
+
+
+def _wait_until_offline(at: Office, device: DeviceId) -> None:
+    """Dispatch writes that down, and would do so amid the next one's enrolment."""
+    until = time.monotonic() + within(30)
+    with Registry.open(at.home.registry) as registry:
+        while True:
+            with registry.read() as transaction:
+                found = history.last(transaction, device, 1)
+            if found and not found[0].is_online:
+                return
+            assert time.monotonic() < until, "its session is not known to be over"
 
 
 def main(arguments: Sequence[str]) -> int:
