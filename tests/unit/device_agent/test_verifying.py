@@ -136,7 +136,10 @@ def test_another_key_that_claims_the_name_of_ours_is_refused(tmp_path: Path) -> 
         {"key": ec.generate_private_key(ec.SECP384R1())},
         {"fleet": new_authority("other")},
     ],
-    ids=str,
+    ids=(
+        *("for-servers", "for-clients", "for-nothing", "broker", "enroll", "a-device", "no-spiffe"),
+        *("by-devices-ca", "by-root", "by-itself", "a-ca", "another-curve", "another-fleet"),
+    ),
 )
 def test_a_key_that_our_root_has_not_certified_for_this_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     """The key of a broker, of a server or of a device would be as good as dispatch's."""
