@@ -344,12 +344,11 @@ class Runner:
 
         Sooner where nothing but a lower bound of the time is known, or it may sign by now what it sends.
         """
-        is_unsure = self.world.clock.reading().is_lower_bound
+        is_soon = self.world.clock.reading().is_lower_bound or self._signers.trust is not Trust.SIGNED
         if self._asks_at is None:
-            is_soon = is_unsure or self._signers.trust is not Trust.SIGNED
             self._asks_at = now + self.world.moment().chance * (IMPROVE_SECONDS if is_soon else FIRST_LOOK_SECONDS)
         elif now >= self._asks_at and not self._fetch.is_running:
-            self._asks_at = now + (IMPROVE_SECONDS if is_unsure else LOOK_SECONDS)
+            self._asks_at = now + (IMPROVE_SECONDS if is_soon else LOOK_SECONDS)
             self._start_fetch()
 
     @property
