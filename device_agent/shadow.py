@@ -50,7 +50,8 @@ class Shadow:
     def heard(self, message: DesiredMessage) -> tuple[Shadow, bool]:
         """After a message of the registry, and whether it has to be answered. Raises: InvalidMessage."""
         desired = rules.take(self.desired, message.desired)
-        reported = rules.outrun(self.reported, message.reported)
+        # A card that was replaced has lost all versions; the registry's word is signed.
+        reported = rules.outrun(self.reported, message.reported, rules.MAX_VERSION)
         mine = (reported, self.sent, self.known)
         known = next((each for each in mine if each is not None and each.mark == message.reported), None)
         after = replace(self, desired=desired, reported=reported, has=message.reported, known=known)

@@ -87,13 +87,17 @@ def chain_in(path: Path) -> Chain:
 def signers(home: AdminHome) -> tuple[Chain, ...]:
     """What devices are to believe: the key in use, and the one before, whose messages may be on their way still.
 
-    None where there is no key yet, or while the files are being swapped.
+    None where there is no key yet. Raises: FleetError (the files are damaged): who hears of none takes what is unsigned.
     """
     own = signing_identity(home)
     try:
         number = number_in_use(own)
-        before = own.folder(number - 1) / "cert.pem"
-        paths = [own.folder(number) / "cert.pem", *([before] if before.exists() else [])]
-        return tuple(map(chain_in, paths))
-    except (OSError, ValueError, FleetError):
+    except FileNotFoundError:
         return ()
+    except (OSError, ValueError) as error:
+        raise FleetError(f"{own.link} is damaged", hint="restore it from a backup") from error
+    current = chain_in(own.folder(number) / "cert.pem")
+    try:
+        return current, chain_in(own.folder(number - 1) / "cert.pem")
+    except FleetError:
+        return (current,)

@@ -28,7 +28,7 @@ MAX_DOCUMENT_BYTES: Final = 8192  # as a device shadow of AWS IoT has, and its d
 MAX_DEPTH: Final = 8
 MAX_STATE_BYTES: Final = 32_768  # of a message: a document whose every character is escaped, and what is around it
 MAX_AHEAD: Final = 1_000_000
-"""No backup is older than so many changes: a claim further ahead is a lie or damage."""
+"""No backup is older than so many changes: a device's claim that is further ahead is a lie or damage."""
 MAX_VERSION: Final = 2**52
 _TAG: Final = re.compile(r"[A-Za-z0-9_-]{0,32}")
 
@@ -175,14 +175,14 @@ def take(copy: Document, part: Part) -> Document:
             return copy
 
 
-def outrun(own: Document, claim: Mark) -> Document:
+def outrun(own: Document, claim: Mark, most: int = MAX_AHEAD) -> Document:
     """The owner's document, with a version above what a follower has that the owner never made, or forgot.
 
-    Raises: InvalidMessage for a claim that no restored backup explains.
+    Raises: InvalidMessage for a claim that is more than `most` ahead.
     """
     if claim == own.mark or claim.version < own.version:
         return own
-    if claim.version - own.version > MAX_AHEAD:
+    if claim.version - own.version > most:
         raise InvalidMessage(f"version {claim.version} is claimed, and the last one is {own.version}")
     return owned(own.value, claim.version + 1)
 

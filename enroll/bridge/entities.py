@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import Any, Final
 
 from fleet.errors import printable
@@ -21,6 +22,7 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9]+")
 _HASH_CHARS: Final = 12
 _MAX_LABEL: Final = 64
 MAX_FIELDS: Final = 64  # of one message
+MAX_FIELD_CHARS: Final = 256  # with the names of what it is in; a longer one is shown to nobody
 
 
 class Kind(StrEnum):
@@ -69,18 +71,19 @@ def label(stream: str, field: str) -> str:
 
 
 def values(stream: str, data: Any) -> list[Value]:
-    """What `data` says of the stream: names of what is within others are joined by dots; at most MAX_FIELDS."""
+    """What `data` says of the stream: names of what is within others are joined by dots; the first MAX_FIELDS."""
     found: dict[Entity, Value] = {}
-    for field, value in _leaves("", data):
+    for field, value in islice(_leaves("", data), MAX_FIELDS):
         kind = Kind.SWITCHED if isinstance(value, bool) else Kind.NUMBER
         entity = Entity(stream, safe_key(field), kind)
-        if entity in found or len(found) < MAX_FIELDS:
-            text = ("ON" if value else "OFF") if isinstance(value, bool) else repr(value)
-            found[entity] = Value(entity, field, text)
+        text = ("ON" if value else "OFF") if isinstance(value, bool) else repr(value)
+        found[entity] = Value(entity, field, text)
     return list(found.values())
 
 
 def _leaves(path: str, data: Any) -> Iterator[tuple[str, float | bool]]:
+    if len(path) > MAX_FIELD_CHARS:  # before more is added to it: 30,000 values may be in it
+        return
     if isinstance(data, dict):
         for name, value in data.items():
             yield from _leaves(f"{path}.{name}" if path else name, value)

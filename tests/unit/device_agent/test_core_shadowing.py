@@ -261,3 +261,11 @@ def test_a_damaged_file_is_said_to_be_one(data: bytes) -> None:
     """An agent ends with a traceback, for ever."""
     with pytest.raises(InvalidInput, match="damaged"):
         decode_shadow(data, PUMP)
+
+
+def test_a_device_that_lost_its_file_goes_on_from_what_the_registry_knows() -> None:
+    """After a damaged card it would never take a desired state again, once it had reported a million times."""
+    story = online()
+    hears(story, Whole(Mark(3, "t"), {"interval": 5}), Mark(5_000_000, "lost"))
+    shadow = story.state.shadowing.shadow
+    assert ({"interval": 5}, 5_000_001) == (shadow.desired.value, shadow.reported.mark.version)

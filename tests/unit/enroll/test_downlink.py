@@ -100,10 +100,28 @@ def test_the_next_key_is_used_at_once_and_the_one_before_stays_good(office: Offi
 
 def test_without_a_key_nothing_is_sent(office: Office) -> None:
     """It would go out unsigned, which is what an attacker wants."""
-    shutil.rmtree(office.home.dispatch_signing.certificate.parent.resolve())
+    office.home.dispatch_signing.certificate.parent.unlink()
     assert () == downlink.signers(office.home)
     with pytest.raises(FleetError):
         signer(office).sign(TOPIC, BODY, UNTIL)
+
+
+def test_a_damaged_key_is_not_the_same_as_none(office: Office) -> None:
+    """A device that asks for the first time hears that nobody signs, and does what a broker has made up."""
+    office.home.dispatch_signing.certificate.resolve().write_bytes(b"")
+    with pytest.raises(FleetError):
+        downlink.signers(office.home)
+
+
+def test_a_damaged_key_from_before_takes_the_present_one_from_nobody(office: Office) -> None:
+    """A file that nobody uses any more would keep the fleet from every command."""
+    before = office.home.dispatch_signing.certificate.resolve()
+    rotate(office)
+    before.write_bytes(b"")
+    (chain,) = downlink.signers(office.home)
+    found = split(signer(office).sign(TOPIC, BODY, UNTIL))
+    assert found is not None
+    assert found.key_id == told.key_id_of(chain)
 
 
 def test_a_home_that_was_made_before_signatures_gets_a_key(tmp_path: Path) -> None:

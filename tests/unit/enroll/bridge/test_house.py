@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from enroll.bridge import house as house_module
-from enroll.bridge.entities import Kind, safe_key, values
+from enroll.bridge.entities import MAX_FIELD_CHARS, MAX_FIELDS, Kind, safe_key, values
 from enroll.bridge.house import MAX_ENTITIES, House, Layout, Publication
 from enroll.bridge.units import parse_told
 from enroll.export.readings import Reading
@@ -210,6 +210,13 @@ def test_a_device_may_have_so_many_entities_and_a_fleet_so_many_devices(monkeypa
     monkeypatch.setattr(house_module, "MAX_DEVICES", 1)
     assert [] == hear(house, {"a": 1}, VALVE)
     assert 64 == len(values("load", {f"n{number}": 1 for number in range(100)}))
+
+
+def test_of_a_message_so_much_is_looked_at() -> None:
+    """A name of 65,000 characters over 30,000 values keeps the bridge from all other devices for half a minute."""
+    assert [] == values("load", {"a" * (MAX_FIELD_CHARS + 1): [0] * 30_000})
+    shown = values("load", {"a": list(range(30_000))})
+    assert [f"a.{number}" for number in range(MAX_FIELDS)] == [each.field for each in shown]
 
 
 def test_one_field_may_be_a_number_and_a_switch() -> None:
