@@ -87,7 +87,7 @@ def chain_in(path: Path) -> Chain:
 def signers(home: AdminHome) -> tuple[Chain, ...]:
     """What devices are to believe: the key in use, and the one before, whose messages may be on their way still.
 
-    None where there is no key yet. Raises: FleetError (the files are damaged): who hears of none takes what is unsigned.
+    None where there is no key yet. Raises: FleetError (it is damaged): who hears of none takes what is unsigned.
     """
     own = signing_identity(home)
     try:
