@@ -8,13 +8,14 @@ that may have begun, reports it as failed, and never begins it again.
 
 Whose id was forgotten is not begun again either: of those it is remembered when the latest was given, and until when
 the last of them could have begun. What was given no later than that, and comes before then, may be one of them.
+Where the file was damaged all were forgotten: `lost` has that of everything until it is known how late it is.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -26,6 +27,9 @@ REMEMBERED: Final = 256  # DESIGN section 7
 MAX_UNFINISHED: Final = 64
 MAX_OUTPUT_BYTES: Final = 1 << 20
 MAX_FILE_BYTES: Final = 4 * MAX_OUTPUT_BYTES
+# No command is good for longer: the most that a job may take.
+MAX_LIFE: Final = timedelta(days=90)
+_ALWAYS: Final = datetime(9999, 12, 31, tzinfo=UTC)
 RESTARTED: Final = "the agent was restarted before this command was answered"
 
 
@@ -111,13 +115,27 @@ class Journal:
             return False
         return sent_at <= self.forgotten_upto and now <= self.forgotten_until
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether all that was ever given may have been forgotten, and it is not known yet when that was."""
+        return self.forgotten_upto == _ALWAYS
+
+    def dated(self, now: datetime) -> Journal:
+        """Where it was lost: what is given after `now` cannot be one of those that were forgotten."""
+        return replace(self, forgotten_upto=now, forgotten_until=now + MAX_LIFE) if self.is_lost else self
+
     def encode(self) -> bytes:
         """As a file: one object a line, so that an output is nested no deeper than in the line it came in."""
-        lines = [{"v": 1}, *(_encode(entry) for entry in self.entries)]
+        lines: list[JsonObject] = [{"v": 1}, *(_encode(entry) for entry in self.entries)]
         if self.forgotten_upto is not None and self.forgotten_until is not None:  # an older agent reads over it
             times = map(messages.format_time, (self.forgotten_upto, self.forgotten_until))
             lines[-1] |= {"forgotten": list(times)}
         return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+def lost() -> Journal:
+    """What is left of one that cannot be read: any command may have been in it."""
+    return Journal(forgotten_upto=_ALWAYS, forgotten_until=_ALWAYS)
 
 
 def _forget_oldest(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
@@ -154,15 +172,15 @@ def decode_journal(data: bytes) -> Journal:
     """The inverse of `Journal.encode`, where what was not final has failed. Raises: InvalidInput."""
     try:
         header, *lines = [messages.decode_object(line, max_bytes=MAX_FILE_BYTES) for line in data.splitlines()]
-        if header != {"v": 1}:
+        if header.keys() - {"forgotten"} != {"v"} or header["v"] != 1:
             raise ValueError("it is of another version")
-        return Journal(tuple(map(_decode, lines))[-REMEMBERED:], *_forgotten(lines))
+        return Journal(tuple(map(_decode, lines))[-REMEMBERED:], *_forgotten([header, *lines]))
     except (KeyError, TypeError, ValueError, AttributeError, InvalidInput) as error:
         raise InvalidInput(f"the list of commands is damaged: {error}") from error
 
 
 def _forgotten(lines: list[JsonObject]) -> tuple[datetime | None, datetime | None]:
-    if not lines or "forgotten" not in lines[-1]:
+    if "forgotten" not in lines[-1]:
         return None, None
     upto, until = lines[-1]["forgotten"]
     return messages.parse_time(upto), messages.parse_time(until)

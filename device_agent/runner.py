@@ -59,7 +59,7 @@ from device_agent.core.shelf import NEVER
 from device_agent.core.state import Downlink, Settings, initial
 from device_agent.core.step import next_deadline, step
 from device_agent.failures import Cause, Failure
-from device_agent.journal import Journal, decode_journal
+from device_agent.journal import Journal, decode_journal, lost
 from device_agent.last_lines import LastLines
 from device_agent.mqtt import Connection
 from device_agent.renewal_client import Renewer
@@ -375,16 +375,21 @@ class Runner:
 
     def _load_journal(self) -> Journal:
         """What earlier runs remember. A damaged file is kept aside: to lose it must not keep a device offline."""
+        data = b""
         try:
-            return decode_journal(self._journal_file.read_bytes())
+            data = self._journal_file.read_bytes()
+            return decode_journal(data)
         except FileNotFoundError:
             return Journal()
         except OSError as error:
             raise FleetError(f"{self._journal_file}: {error.strerror or error}") from error
         except InvalidInput as error:
             _log.error(event("journal.damaged", reason=error.message))
-            self._journal_file.replace(self._journal_file.with_suffix(".damaged"))
-            return Journal()
+            # Never without the file: a start that finds none takes every command for new.
+            problem = self._save(self._journal_file.with_suffix(".damaged"), data) or self._save_journal(lost())
+            if problem:
+                _log.error(event("journal.not_written", reason=problem))
+            return lost()
 
     def _load_shadow(self) -> Shadow:
         """What earlier runs were told and reported. A damaged file is kept aside: the fleet has what was in it."""

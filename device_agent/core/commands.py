@@ -27,6 +27,17 @@ def resume(state: State, moment: Moment) -> State:
     return state
 
 
+def on_online(state: State, moment: Moment) -> State:
+    """A list of commands that was lost is dated: by a clock that a handshake confirmed, or it might be in 2040.
+
+    Where only a lower bound of the time is known nothing is taken for new until the service has told it.
+    """
+    is_unsure = not moment.is_confirmed or (moment.reading is not None and moment.reading.is_lower_bound)
+    if not state.journal.is_lost or is_unsure or not state.is_online:
+        return state
+    return replace(state, journal=state.journal.dated(moment.utc), save_journal_at=moment.monotonic)
+
+
 def on_command(
     state: State, topic: topics.Command, payload: bytes, acknowledge: Acknowledge, moment: Moment, effects: list[Effect]
 ) -> State:
@@ -73,6 +84,7 @@ def _on_journalled(state: State, event: Journalled, moment: Moment, effects: lis
 
 def on_tick(state: State, moment: Moment, effects: list[Effect]) -> State:
     """Commands that nobody took in time have failed, or expired; what was confirmed is written down."""
+    state = on_online(state, moment)
     if moment.monotonic >= state.save_journal_at:
         effects.append(SaveJournal(state.journal))
         state = replace(state, save_journal_at=NEVER)

@@ -74,7 +74,7 @@ def _handle(state: State, event: Event, moment: Moment, effects: list[Effect]) -
             return connection.on_connected(state, event, moment, effects)
         case Subscribed():
             after = connection.on_subscribed(state, event, moment, effects)
-            return shadowing.on_online(after, moment) if after is not state else state
+            return shadowing.on_online(commands.on_online(after, moment), moment) if after is not state else state
         case Disconnected():
             return connection.on_disconnected(state, event, moment, effects)
         case Arrived() | Verified():

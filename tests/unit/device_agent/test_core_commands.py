@@ -1,18 +1,21 @@
 """What becomes of a command, as the core decides it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from device_agent.clock import Basis, Moment, Reading
+from device_agent.core.commands import on_online
 from device_agent.core.connection import APPLICATION_GRACE_SECONDS
 from device_agent.core.effects import Acknowledge, Effect, Publish, SaveJournal, Tell
 from device_agent.core.events import AppLeft, AppSaid, Arrived, Disconnected, Sent, Started, Tick
 from device_agent.failures import Cause, Failure
-from device_agent.journal import MAX_UNFINISHED, Journal, decode_journal
+from device_agent.journal import MAX_UNFINISHED, Journal, decode_journal, lost
 from device_agent.requests import Register, ReportResult
 from fleet.messages import ResultState
 from fleet.topics import Command
-from tests.unit.device_agent.story import PUMP, Story, of_kind, published
+from tests.unit.device_agent.story import PUMP, START, Story, of_kind, published
 
 LOST = Failure(Cause.LOST)
 
@@ -90,6 +93,28 @@ def test_a_restart_neither_forgets_nor_repeats_a_command() -> None:
     [(state, error)] = results(again.effects, "c1")
     assert ("failed", True) == (state, "restarted" in error)
     assert [] == told(again.command("c1"))
+
+
+def test_where_the_list_was_lost_only_what_is_given_later_is_begun() -> None:
+    """Commands that dispatch sends again would run a second time, or a device would never take one again."""
+    story = online("echo", journal=lost())
+    assert [] == told(story.command("c1"))
+    story.seconds += 1
+    story.feed(Tick())
+    assert ["c2"] == told(story.command("c2"))
+    again = decode_journal(of_kind(story.effects, SaveJournal)[-1].journal.encode())
+    assert not again.is_lost
+    assert again.may_have_forgotten(START, story.now().utc)
+
+
+def test_a_lost_list_is_not_dated_by_a_clock_that_is_behind() -> None:
+    """A device without a battery would take all that was ever sent for new."""
+    story, utc = Story(journal=lost()), START
+    story.go_online()
+    behind = Moment(0, utc, 0.5, Reading(utc, utc, Basis.FLOOR, "build", True))
+    assert on_online(replace(story.state, journal=lost()), behind).journal.is_lost
+    unconfirmed = Moment(0, utc, 0.5, Reading(utc, utc, Basis.SYSTEM, "build", False))
+    assert on_online(replace(story.state, journal=lost()), unconfirmed).journal.is_lost
 
 
 def test_an_answer_is_kept_until_the_broker_has_it() -> None:

@@ -1,5 +1,7 @@
 """What is remembered of commands."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from device_agent.journal import (
     Journal,
     Phase,
     decode_journal,
+    lost,
 )
 from device_agent.requests import ReportResult, parse_request
 from fleet.errors import InvalidInput
@@ -71,6 +74,8 @@ def test_outputs_are_bounded_together_and_what_the_broker_has_goes_first() -> No
         b"{}\n",
         b"[]\n",
         b'{"v":2}\n',
+        b'{"v":1,"w":2}\n',
+        b'{"v":1,"forgotten":5}\n',
         b'{"v":1}\n5\n',
         b'{"v":1}\n{"id":"c1"}\n',
         b'{"v":1}\n{"id":"#","name":"n"}\n',
@@ -92,6 +97,20 @@ def test_an_output_as_deep_as_a_line_may_be_can_be_read_again() -> None:
     assert isinstance(request, ReportResult)
     done = Entry("c1", "echo").finished(request.state, request.output)
     assert (done,) == decode_journal(Journal().put(done).encode()).entries
+
+
+def test_that_all_was_forgotten_outlives_restarts_until_it_is_dated() -> None:
+    """The second start after a damage would take commands for new that the device has run."""
+    now = datetime(2026, 11, 21, 8, tzinfo=UTC)
+    again = decode_journal(lost().encode())
+    assert again.is_lost
+    assert again.may_have_forgotten(now + timedelta(days=9), now)
+    assert decode_journal(again.put(Entry("c1", "echo").finished(ResultState.DONE)).encode()).is_lost
+    dated = decode_journal(again.dated(now).encode())
+    assert dated.dated(now + timedelta(days=1)) == dated
+    assert dated.may_have_forgotten(now, now + timedelta(days=89))
+    assert not dated.may_have_forgotten(now + timedelta(seconds=1), now)
+    assert not dated.may_have_forgotten(now, now + timedelta(days=91))
 
 
 _ENTRIES = st.builds(

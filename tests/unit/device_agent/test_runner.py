@@ -17,6 +17,7 @@ import pytest
 from device_agent import application
 from device_agent.clock import Moment
 from device_agent.core.events import AppLeft, StopRequested, Tick
+from device_agent.journal import decode_journal
 from device_agent.mqtt import Connection
 from device_agent.runner import MAX_ABANDONED, EventQueue, Runner, World
 from device_agent.store import PosixDisk
@@ -190,6 +191,18 @@ def test_a_connection_whose_thread_hangs_is_given_up(tmp_path: Path, monkeypatch
                 run.until(heard.seen.wait)
             finally:
                 release.set()
+
+
+def test_a_damaged_list_of_commands_is_not_an_empty_one(tmp_path: Path) -> None:
+    """What is sent again, or a broker repeats, would run a second time after a power cut that tore the file."""
+    home = new_home(tmp_path)
+    file = tmp_path / "commands.json"
+    file.write_bytes(b'{"v":1}\n{"id":"c1","na')
+    world = World(lambda: Moment(5.0, START, 0.5), still_clock(lambda: 5.0), PosixDisk())
+    for _ in range(2):  # a start that ended before anything else was written, and the next
+        assert Runner(home, SETTINGS, CREDENTIAL, world)._load_journal().is_lost
+    assert decode_journal(file.read_bytes()).is_lost
+    assert b'{"v":1}\n{"id":"c1","na' == file.with_suffix(".damaged").read_bytes()
 
 
 def test_neither_timers_nor_events_starve(tmp_path: Path) -> None:
