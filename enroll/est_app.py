@@ -50,7 +50,7 @@ from enroll.service.recoverable import NeverConfirmed, NotExpired
 from enroll.service.succession import confirm
 from enroll.tokens import TokenRefused, check_secret, check_unspent
 from enroll.upload_store import NoSpace
-from enroll.uploads import TooMuch, WrongDigest, WrongOffset
+from enroll.uploads import TooMuch, TooOften, WrongDigest, WrongOffset
 from fleet import directory, est, recovery, uploads
 from fleet.config import DEFAULT_RECOVERY_GRACE
 from fleet.errors import Denied, FleetError, InvalidInput, NotFound, printable
@@ -109,6 +109,7 @@ _STATUSES: Final[tuple[tuple[type[FleetError], int], ...]] = (
     (TooMuch, 413),
     (_WrongType, 415),
     (_TooManyRefusals, 429),
+    (TooOften, 429),
     (_Unauthenticated, 401),
     (_NoCertificate, 401),
     (InvalidToken, 401),
@@ -141,7 +142,7 @@ def refusal(error: FleetError) -> EstResponse:
             headers["WWW-Authenticate"] = "Certificate"
         case ProofRefused():
             headers["WWW-Authenticate"] = recovery.SCHEME
-        case _TooManyRefusals():
+        case _TooManyRefusals() | TooOften():
             headers["Retry-After"] = str(math.ceil(error.seconds))
         case NeverConfirmed():
             headers[est.PROBLEM_HEADER] = est.NEVER_CONFIRMED

@@ -6,12 +6,14 @@ asked --first piece--> coming --last piece, right digest--> finished --days late
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
 from enroll import audit, commands
 from enroll.commands import Giver
+from enroll.rate_limit import RateLimit
 from enroll.registry import Registry, Transaction, identity
 from enroll.registry import uploads as rows
 from enroll.registry.records import CommandRecord, PrincipalRecord
@@ -24,6 +26,10 @@ from fleet.uploads import COMMAND, Order, Piece, UploadLimits
 
 GRACE: Final = timedelta(minutes=1)
 """For how long after the command's deadline pieces are taken: clocks differ."""
+BEGINNINGS_PER_MINUTE: Final = 10
+"""How often an upload may be announced or thrown away: each is a commit, which a disk has to keep."""
+MAX_WRONG: Final = 3
+"""With how many contents that are not what was announced an upload is over; an agent gives up as soon itself."""
 
 
 class WrongOffset(FleetError):
@@ -38,6 +44,14 @@ class TooMuch(FleetError):
     """More than was asked for: HTTP 413."""
 
 
+class TooOften(FleetError):
+    """It is begun anew again and again: HTTP 429."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("this upload was begun too often of late", hint=f"try again in {math.ceil(seconds)} s")
+        self.seconds = seconds
+
+
 @dataclass(frozen=True, slots=True)
 class Received:
     """How much of an upload is there, and of which content."""
@@ -49,11 +63,16 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Uploads:
-    """What may be asked for, and what has come. What writes files is called from one thread."""
+    """What may be asked for, and what has come. What writes files is called from one thread.
+
+    How often a device began, and was wrong, is known of this object's time alone.
+    """
 
     registry: Registry
     store: UploadStore
     limits: UploadLimits
+    _begun: RateLimit = field(default_factory=lambda: RateLimit(BEGINNINGS_PER_MINUTE))
+    _wrong: RateLimit = field(default_factory=lambda: RateLimit(MAX_WRONG - 1, math.inf))
 
     def ask(self, device: DeviceId, order: Order, deadline: datetime, giver: Giver) -> UploadRecord:
         """Have one active device send something until `deadline`.
@@ -122,19 +141,27 @@ class Uploads:
         is_next = piece.first == have.offset and not have.is_finished and (is_same or not have.offset)
         if not is_next and not (have.is_finished and is_same):
             raise WrongOffset(f"{have.offset} bytes are here, of this content or another", hint="ask for the offset")
+        if not is_same:
+            self._check_pace(id, now)
         return record
+
+    def _check_pace(self, id: str, now: datetime) -> None:
+        """Raises: TooOften."""
+        if seconds := self._begun.retry_after(id, now.timestamp()):
+            raise TooOften(seconds)
 
     def put(
         self, sender: PrincipalRecord, id: str, piece: Piece, digest: bytes, data: bytes, now: datetime
     ) -> Received:
         """Keep a piece, of which only the beginning may have come; with the last one the file is whole.
 
-        Raises: NotFound, WrongOffset, TooMuch, WrongDigest, NoSpace; nothing of that piece was kept then.
+        Raises: NotFound, WrongOffset, TooMuch, TooOften, WrongDigest, NoSpace; nothing of that piece was kept then.
         """
         record = self.check(sender, id, piece, digest, now)
         if record.is_finished:
             return self._received(record)
         if (record.total, record.digest) != (piece.total, digest):
+            self._begun.count(id, now.timestamp())
             with self.registry.write() as transaction:
                 rows.announce(transaction, id, piece.total, digest)
         if data:
@@ -144,7 +171,7 @@ class Uploads:
 
     def _finish(self, sender: PrincipalRecord, id: str, digest: bytes, now: datetime) -> Received:
         if not self.store.seal(id, digest):
-            self.restart(sender, id, now)
+            self._discard_wrong(sender, id, now)
             raise WrongDigest("what came is not what was announced", hint="send it again from the beginning")
         with self.registry.write() as transaction:
             record = _of(transaction, sender, id, now)
@@ -153,8 +180,21 @@ class Uploads:
             audit.record(transaction, now, "upload.finished", **fields)
         return Received(record.total or 0, digest, True)
 
+    def _discard_wrong(self, sender: PrincipalRecord, id: str, now: datetime) -> None:
+        """Throw away what came, and nothing more is taken of who was wrong too often. Raises: NotFound, WrongOffset."""
+        if self._wrong.retry_after(id, now.timestamp()):
+            self.remove(self.find(id), now, "the service: wrong digests")
+        else:
+            self._wrong.count(id, now.timestamp())
+            self._restart(sender, id, now)
+
     def restart(self, sender: PrincipalRecord, id: str, now: datetime) -> Received:
-        """Throw away what came of an upload that is not finished. Raises: NotFound, WrongOffset."""
+        """Throw away what came of an upload that is not finished. Raises: NotFound, WrongOffset, TooOften."""
+        self._check_pace(id, now)
+        return self._restart(sender, id, now)
+
+    def _restart(self, sender: PrincipalRecord, id: str, now: datetime) -> Received:
+        self._begun.count(id, now.timestamp())
         with self.registry.write() as transaction:
             record = _of(transaction, sender, id, now)
             if record.is_finished:

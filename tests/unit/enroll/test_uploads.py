@@ -21,7 +21,7 @@ from enroll.commands import Giver
 from enroll.registry import messaging
 from enroll.registry.uploads import UploadRecord
 from enroll.upload_app import Incoming, UploadApp
-from enroll.uploads import GRACE, Uploads, uploads_of
+from enroll.uploads import BEGINNINGS_PER_MINUTE, GRACE, MAX_WRONG, Uploads, uploads_of
 from fleet.errors import Denied, InvalidInput, NotFound
 from fleet.est import EstRequest, EstResponse
 from fleet.identity import DeviceId
@@ -136,7 +136,9 @@ def test_what_came_of_a_piece_that_was_cut_is_kept(desk: Desk) -> None:
     assert is_whole(desk, upload)
 
 
-_PIECES = st.lists(st.tuples(st.integers(0, 22), st.integers(0, 22), st.integers(0, 22), st.booleans()), max_size=12)
+_PIECES = st.lists(
+    st.tuples(st.integers(0, 22), st.integers(0, 22), st.integers(0, 22), st.booleans()), max_size=BEGINNINGS_PER_MINUTE
+)
 
 
 @settings(max_examples=50, deadline=None)
@@ -208,6 +210,41 @@ def test_a_content_that_is_not_what_was_announced_is_thrown_away(desk: Desk) -> 
     assert upload not in desk.uploads.store.ids()
     desk.put(upload, 0, DATA)
     assert is_whole(desk, upload)
+
+
+def test_who_sends_what_was_not_announced_again_and_again_is_done(own: Desk) -> None:
+    """A device that is bad or broken has the service read, hash and commit for as long as its upload is open."""
+    upload = own.ask().id
+    assert [422] * MAX_WRONG == [own.put(upload, 0, b"x" * len(DATA)).status for _ in range(MAX_WRONG)]
+    assert 404 == own.put(upload, 0, DATA).status
+    assert (404, ()) == (own.get(upload).status, tuple(own.uploads.store.ids()))
+    assert [] == own.uploads.listed()
+    assert 200 == own.put(own.ask().id, 0, DATA).status
+
+
+def test_an_upload_is_not_begun_at_any_pace(own: Desk) -> None:
+    """One device drives the registry's disk with announcements of which nothing comes."""
+    upload, other = own.ask().id, own.ask().id
+    for attempt in range(BEGINNINGS_PER_MINUTE):
+        assert 200 == own.put(upload, 0, DATA, DATA[:-1] + bytes([attempt]), came=0).status
+    mark = own.office.registry.commit_mark()
+    try:
+        mark.has_moved()
+        for answer in (own.put(upload, 0, DATA, came=0), own.get(upload, method="DELETE")):
+            assert (429, "60") == (answer.status, answer.headers["Retry-After"])
+        assert not mark.has_moved()
+    finally:
+        mark.close()
+    assert 200 == own.put(other, 0, DATA).status
+    own.office.wait(MINUTE)
+    assert 200 == own.put(upload, 0, DATA).status
+
+
+def test_what_is_thrown_away_counts_as_begun(own: Desk) -> None:
+    """A device drives the registry's disk with DELETE."""
+    upload = own.ask().id
+    answers = [own.get(upload, method="DELETE").status for _ in range(BEGINNINGS_PER_MINUTE + 1)]
+    assert [200] * BEGINNINGS_PER_MINUTE + [429] == answers
 
 
 def test_the_last_answer_may_be_lost(desk: Desk) -> None:
