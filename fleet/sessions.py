@@ -38,6 +38,7 @@ CHANGES: Final = f"{ROOT}/changes"
 HEARTBEAT_SECONDS: Final = 10.0
 MAX_BYTES: Final = 1_048_576
 MAX_BUCKETS: Final = 65_536
+MAX_UPTIME_SECONDS: Final = 10 * 365 * 86_400
 _MAX_CLIENT_CHARS: Final = 128
 _MAX_ADDRESS_CHARS: Final = 128
 _LIST: Final = re.compile(rf"{re.escape(ROOT)}/list/([1-9][0-9]{{0,4}})/(0|[1-9][0-9]{{0,4}})")
@@ -195,7 +196,7 @@ def _decode(topic: str, fields: JsonObject) -> Announcement:
         raise ValueError("boot")
     if topic == BROKER:
         uptime = fields["uptime"]
-        if isinstance(uptime, bool) or not uptime >= 0:
+        if isinstance(uptime, bool) or not 0 <= uptime <= MAX_UPTIME_SECONDS:
             raise ValueError("uptime")
         return Alive(boot, _count(fields["seq"]), float(uptime), fields.get("stopping") is True)
     if topic == CHANGES:

@@ -50,11 +50,18 @@ def test_a_list_survives(boot: str, seq: int, buckets: int, began: list[Began], 
     assert Page(boot, seq, buckets, buckets - 1, tuple(began), tuple(ended)) == page
 
 
-@given(_boots, _numbers, st.integers(0, 10**9), st.booleans())
+@given(_boots, _numbers, st.integers(0, sessions.MAX_UPTIME_SECONDS), st.booleans())
 def test_that_it_is_alive_survives(boot: str, seq: int, uptime: int, is_stopping: bool) -> None:
     """A broker that says goodbye is taken for one that was killed."""
     alive = Alive(boot, seq, float(uptime), is_stopping)
     assert alive == sessions.decode(sessions.BROKER, sessions.encode_alive(alive))
+
+
+@pytest.mark.parametrize("uptime", [b"-1", b"1e12", b"1e308", b"true", b'"7"', b"null", b"315360001"])
+def test_no_broker_runs_for_ever(uptime: bytes) -> None:
+    """When it began is before all time, and dispatch fails at each attempt to say who left since."""
+    with pytest.raises(InvalidMessage):
+        sessions.decode(sessions.BROKER, b'{"v":1,"boot":"a","seq":1,"uptime":' + uptime + b"}")
 
 
 @given(st.binary(max_size=40) | st.sampled_from([b'{"v":1,"boot":"a","seq":1}', b'{"v":true,"boot":"a"}', b"[]"]))
