@@ -232,7 +232,7 @@ class Runner:
             case Disconnect(epoch):
                 self._end_connection(epoch)
             case Verify():
-                self._verify(effect)
+                return self._verify(effect)
             case SaveJournal() | SaveShadow():
                 return self._keep(effect)
             case OpenSpool() | WriteSpool() | ReadSpool():
@@ -301,11 +301,11 @@ class Runner:
         self._remember_signers(self._signers.told(found.signers))
         return ConfigFetched(found.brokers, self._signers.trust, self._signers.key_ids)
 
-    def _verify(self, order: Verify) -> None:
+    def _verify(self, order: Verify) -> Event | None:
         from device_agent.verifier_client import VerifierClient  # here: most of the time nothing comes
 
         self._verifier = self._verifier or VerifierClient(self.home, self.events.post)
-        self._verifier.verify(order, self._signers.chains)
+        return self._verifier.verify(order, self._signers.chains)
 
     def _remember_signers(self, found: Signers) -> None:
         """On disk first: a restart must not bring back what is taken no more."""

@@ -52,14 +52,28 @@ class VerifierClient:
     _believes: tuple[Chain, ...] = ()
     _is_closed: bool = False
 
-    def verify(self, order: Verify, chains: tuple[Chain, ...]) -> None:
-        """Look whether the message is signed by one of these; `Verified` comes of it. Returns at once."""
+    def verify(self, order: Verify, chains: tuple[Chain, ...]) -> Verified | None:
+        """Look whether the message is signed by one of these. Returns at once: `Verified` comes of it, or is returned.
+
+        What came on an earlier connection comes again, and is not looked at any more.
+        """
         with self._changed:
+            if self._thread is None and (problem := self._start_thread()):
+                return Verified(order.number, Verdict.FAILED, problem)
+            self._orders = deque(each for each in self._orders if each[0].epoch == order.epoch)
             self._orders.append((order, chains))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="verifier", daemon=True)
-                self._thread.start()
             self._changed.notify()
+        return None
+
+    def _start_thread(self) -> str:
+        """Why none can be started, if so: memory, or the number of threads, is at its end."""
+        thread = threading.Thread(target=self._run, name="verifier", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            return str(error)
+        self._thread = thread
+        return ""
 
     def close(self) -> None:
         """End what is under way."""
@@ -83,16 +97,21 @@ class VerifierClient:
             self._changed.wait_for(lambda: self._orders or self._is_closed, self.idle_seconds)
             if self._orders and not self._is_closed:
                 return self._orders.popleft()
-            self._end_child()  # before another thread starts one of its own
+        # Not under the lock, for which the agent's main thread would wait. `_thread` still stands, so no other
+        # thread starts a process of its own meanwhile.
+        self._end_child()
+        with self._changed:
+            if self._orders and not self._is_closed:
+                return self._orders.popleft()
             self._thread = None
             return None
 
     def _judged(self, order: Verify, chains: tuple[Chain, ...]) -> Verified:
         try:
             return Verified(order.number, self._ask(order, chains))
-        except (OSError, ValueError, FleetError) as error:
+        except Exception as error:  # no memory, no thread for the watch: whatever it is, there is a word
             self._end_child()
-            detail = error.message if isinstance(error, FleetError) else str(error)
+            detail = error.message if isinstance(error, FleetError) else str(error) or type(error).__name__
             return Verified(order.number, Verdict.FAILED, detail)
 
     def _ask(self, order: Verify, chains: tuple[Chain, ...]) -> Verdict:

@@ -153,7 +153,8 @@ def _judge(state: State, held: Held, moment: Moment, effects: list[Effect]) -> _
 
 
 def _look_at(state: State, held: Held, moment: Moment, effects: list[Effect]) -> State:
-    effects.append(Verify(held.number, held.arrived.topic, held.arrived.payload, moment.utc))
+    arrived = held.arrived
+    effects.append(Verify(held.number, arrived.topic, arrived.payload, moment.utc, arrived.epoch))
     return _with(state, held=(*state.downlink.held, held))
 
 

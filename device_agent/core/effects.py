@@ -55,12 +55,16 @@ class Acknowledge:
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """Look at the signature of a message that came on `topic`; `Verified` with that number comes of it."""
+    """Look at the signature of a message that came on `topic`; `Verified` with that number comes of it.
+
+    Unless a message of a later connection than `epoch` comes to be looked at before.
+    """
 
     number: int
     topic: str
     payload: bytes = field(repr=False)
     now: datetime
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)

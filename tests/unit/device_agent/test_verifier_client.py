@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 from device_agent.core.effects import Verify
 from device_agent.core.events import Event, Verified
@@ -93,6 +98,57 @@ def test_one_that_dies_or_hangs_is_a_failure_and_the_next_is_another(tmp_path: P
         os.kill(found.pid, signal.SIGKILL)
         found.ask(good)
         assert Verdict.FAILED is found.answer().verdict
+
+
+def no_thread(*_: object) -> NoReturn:
+    raise RuntimeError("can't start new thread")
+
+
+def test_where_no_thread_can_be_started_each_message_has_its_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that was once short of memory would take no command until its restart."""
+    with desk(tmp_path) as found:
+        good = signed_by(found.ours, tmp_path / "signer")
+        order, chains = Verify(1, TOPIC, good, NOW), (chain_of(found.ours),)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            assert Verified(1, Verdict.FAILED, "can't start new thread") == found.client.verify(order, chains)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Timer, "start", no_thread)
+            assert found.client.verify(order, chains) is None
+            assert Verified(1, Verdict.FAILED, "can't start new thread") == found.answer()
+        found.ask(good, 2)
+        assert Verified(2, Verdict.GOOD) == found.answer()
+
+
+def test_a_process_that_ends_slowly_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent would stand still; or two processes look at once; or what an ended connection left go first."""
+    ends, may_end, wait = threading.Event(), threading.Event(), subprocess.Popen.wait
+
+    def slow_wait(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        ends.set()
+        may_end.wait(within(60))
+        return wait(process, timeout)
+
+    with desk(tmp_path, idle_seconds=0) as found:
+        good = signed_by(found.ours, tmp_path / "signer")
+        monkeypatch.setattr(subprocess.Popen, "wait", slow_wait)
+        found.ask(good)
+        assert Verdict.GOOD is found.answer().verdict
+        assert ends.wait(within(20))
+        thread = found.client._thread
+        try:
+            for number, epoch in ((2, 1), (3, 2), (4, 2)):
+                order = Verify(number, TOPIC, good, NOW, epoch)
+                asking = threading.Thread(target=found.client.verify, args=(order, (chain_of(found.ours),)))
+                asking.start()
+                asking.join(within(20))
+                assert not asking.is_alive()
+            assert thread is found.client._thread
+        finally:
+            may_end.set()
+        assert [Verified(3, Verdict.GOOD), Verified(4, Verdict.GOOD)] == [found.answer() for _ in range(2)]
 
 
 def test_without_roots_nothing_is_good(tmp_path: Path) -> None:
