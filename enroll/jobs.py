@@ -56,11 +56,12 @@ class _Agenda:
 
 
 class Jobs:
-    """The jobs of a registry. What this object remembers is only whose turn it is."""
+    """The jobs of a registry. What this object remembers is only whose turn it is, and whose step failed."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._served = 0
+        self._failed: dict[int, datetime] = {}  # when to try again, by the number of the job
         self._not_before: datetime | None = None
 
     def advance(self, moment: Moment) -> datetime | None:
@@ -81,26 +82,46 @@ class Jobs:
             return self._not_before
 
     def _advance(self, moment: Moment) -> datetime | None:
-        with self._registry.read() as transaction:
-            agenda = _agenda(transaction, moment)
-        if not agenda.is_news and not agenda.steps:
-            return agenda.until
-        with self._registry.write() as transaction:
-            job_outcomes.count(transaction, job_outcomes.news(transaction, COUNTED_AT_ONCE))
-            told = self._step(transaction, moment)
+        self._failed = {
+            job: until for job, until in self._failed.items() if timedelta() < until - moment.now <= _FAILED_PAUSE
+        }
+        while True:
+            with self._registry.read() as transaction:
+                agenda = _agenda(transaction, moment)
+            if agenda.is_news:
+                with self._registry.write() as transaction:  # of its own: it stays, whatever becomes of a step
+                    job_outcomes.count(transaction, job_outcomes.news(transaction, COUNTED_AT_ONCE))
+            elif self._next(agenda) is None:
+                return min(filter(None, (agenda.until, *self._failed.values())), default=None)
+            if self._step(moment):
+                return None
+
+    def _step(self, moment: Moment) -> bool:
+        """Whose turn it is has one step, if anybody's it is; False if it failed: another has its turn then."""
+        turn, told = None, list[str]()
+        try:
+            with self._registry.write() as transaction:
+                if turn := self._next(_agenda(transaction, moment)):
+                    self._served = turn[0].number
+                    told = _perform(transaction, *turn, moment.now)
+        except RegistryUnavailable:
+            raise
+        except Exception:
+            if turn is None:
+                raise
+            # Nor what is wrong with one job the others.
+            _log.exception(event("jobs.failed", job=turn[0].id))
+            self._failed[self._served] = moment.now + _FAILED_PAUSE
+            return False
         for line in told:  # not before it is true
             _log.info(line)
-        return None
+        return True
 
-    def _step(self, transaction: Transaction, moment: Moment) -> list[str]:
-        """Whose turn it is has one step; what it says of it."""
-        steps = _agenda(transaction, moment).steps
-        behind = [each for each in steps if each[0].number > self._served] or steps
-        if not behind:
-            return []
-        job, step = behind[0]
-        self._served = job.number
-        return _perform(transaction, job, step, moment.now)
+    def _next(self, agenda: _Agenda) -> tuple[Job, Step] | None:
+        """Whose turn it is, and for what."""
+        steps = [each for each in agenda.steps if each[0].number not in self._failed]
+        behind = (each for each in steps if each[0].number > self._served)
+        return next(behind, steps[0] if steps else None)
 
 
 def _agenda(transaction: Transaction, moment: Moment) -> _Agenda:

@@ -317,11 +317,32 @@ def test_a_job_that_was_not_written_whole_is_never_begun(site: Site) -> None:
 
 def test_a_job_that_cannot_be_driven_leaves_dispatch_alone(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     """One damaged row, and no device is sent anything any more."""
-    site.create(plan())
+    job = site.create(plan())
     with site.registry.write() as transaction:
         transaction.exec_driver_sql("UPDATE jobs SET args = '['")
     assert site.now + MINUTE == site.turn() == site.turn()
-    assert ["jobs.failed"] == [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert [f"jobs.failed job={job.id}"] == [
+        record.getMessage() for record in caplog.records if record.levelname == "ERROR"
+    ]
+
+
+def test_a_job_that_cannot_be_driven_leaves_the_others_alone(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """One damaged row, and no other job goes on, nor does any know what its devices did."""
+    bad, good = site.create(plan(1)), site.create(plan(1, (50, 100)))
+    site.settle()
+    with site.registry.write() as transaction:
+        transaction.exec_driver_sql("UPDATE jobs SET args = '[' WHERE id = ?", (bad.id,))
+    site.all_answer(DONE, bad)
+    for _ in range(3):
+        site.all_answer(DONE, good)
+    assert JobState.FINISHED is site.find(good).state
+    assert (1, 1) == (site.find(bad).tally.reached, site.find(bad).tally.done)
+    failed = f"jobs.failed job={bad.id}"
+    assert 1 == caplog.messages.count(failed)
+    with site.registry.write() as transaction:
+        transaction.exec_driver_sql("UPDATE jobs SET args = '{}' WHERE id = ?", (bad.id,))
+    site.wait(MINUTE)
+    assert (1, 5) == (caplog.messages.count(failed), site.find(bad).tally.reached)
 
 
 def test_an_idle_look_at_jobs_commits_nothing(site: Site) -> None:
