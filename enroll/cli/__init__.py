@@ -8,12 +8,17 @@ import sys
 import typer
 
 from enroll.cli.app import app
-from fleet.errors import FleetError, report, usage_report
+from fleet.errors import FleetError, reason_of, report, usage_report
 from fleet.streams import escape_unencodable
 
 
 def main() -> int:
     """Run the command line; its exit status (DESIGN section 9)."""
+    if sys.stdout is None:
+        print(
+            report(FleetError("standard output is closed", hint="send it to a file or to /dev/null")), file=sys.stderr
+        )
+        return 1
     escape_unencodable(sys.stdout, sys.stderr)
     try:
         status = app(prog_name="enroll", standalone_mode=False)
@@ -27,6 +32,10 @@ def main() -> int:
         return 130
     except (BrokenPipeError, SystemExit):  # the second is typer's for the first
         return _reader_gone()
+    except OSError as error:  # of the output, as of a disk that is full: each command says itself what its files are
+        print(report(FleetError(f"{error.filename or 'standard output'}: {reason_of(error)}")), file=sys.stderr)
+        _reader_gone()
+        return 1
     return status if isinstance(status, int) else 0
 
 

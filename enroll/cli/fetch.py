@@ -152,6 +152,8 @@ def _uploads(home: Path | None) -> Iterator[Uploads]:
 
 
 def _fetch(uploads: Uploads, device: DeviceId, order: Order, timeout: str, out: str, *, waits: bool) -> None:
+    if waits:
+        _check_place(order.what, out)
     record = _ask(uploads, device, order, timeout)
     if waits:
         _deliver(uploads, _wait(uploads, record), out)
@@ -240,8 +242,21 @@ def _free_name(name: str) -> str:
     return own
 
 
+def _check_place(what: str, out: str) -> None:
+    """Raises: InvalidInput where `what` cannot be put there, or should not: what a device sent may drive a terminal."""
+    target = Path(out)
+    if out == _STDOUT:
+        if what == "file" and sys.stdout.isatty():
+            raise InvalidInput("a device's file is not shown on a terminal", hint="--out FILE, or | less")
+    elif target.is_dir() or not target.name:
+        raise InvalidInput(f"{out} is a folder", hint="name a file in it: --out FILE")
+    elif not target.parent.is_dir():
+        raise InvalidInput(f"{target.parent} is no folder", hint="make it first, or name another place: --out FILE")
+
+
 def _deliver(uploads: Uploads, record: UploadRecord, out: str) -> None:
     """To standard output, where what comes from a device drives no terminal, or into a file, whole."""
+    _check_place(record.what, out)
     source = uploads.store.path(record.id)
     try:
         _check_digest(source, record)
@@ -267,7 +282,12 @@ def _check_digest(source: Path, record: UploadRecord) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """The whole file or the one before it; nobody else can read it. Raises: OSError."""
+    """The whole file or the one before it, for nobody else to read; a pipe is written to. Raises: OSError."""
+    if target.exists() and not target.is_file():
+        with source.open("rb") as file, target.open("wb") as copy:
+            shutil.copyfileobj(file, copy)
+        return
+    target = target.resolve()
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:

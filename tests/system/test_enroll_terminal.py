@@ -74,10 +74,10 @@ def test_send_fails_if_the_answer_was_too_large_to_be_kept(fleet: LiveFleet) -> 
     device, envelope = DeviceId("pump-2"), Envelope(DeviceId("pump-2"), datetime.now(UTC), "boot", 1)
     with connected(fleet, device) as connection:
         assert mqtt.suback(1) == connection.ask(mqtt.subscribe((f"devices/{device}/down/#", 1)))
+        hello = mqtt.publish(Hello(device).format(), HelloMessage(envelope, "test").encode(), 1)
+        assert mqtt.puback(1) == connection.ask(hello)
         with Program("enroll", "send", device, "dump", "--wait", "--home", fleet.home.path) as send:
             given = send.wait_for_line("command (\\S+) to", stream="stderr")[1]
-            hello = mqtt.publish(Hello(device).format(), HelloMessage(envelope, "test").encode(), 1)
-            assert mqtt.puback(1) == connection.ask(hello)
             result = ResultMessage(envelope, ResultState.DONE, None, "the output was too large to be kept")
             connection.send(mqtt.publish(Result(device, given).format(), result.encode(), 1, 2))
             assert 1 == send.wait()
@@ -155,3 +155,15 @@ def test_tail_of_a_group_of_nobody_says_so(fleet: LiveFleet) -> None:
     """An admin would wait for ever for a group that is mistyped."""
     done = run("enroll", "tail", "--group", "pmups", "--home", fleet.home.path)
     assert (3, "error: nobody is in pmups") == (done.returncode, done.stderr.splitlines()[0])
+
+
+def test_an_output_that_cannot_be_written_is_said(fleet: LiveFleet) -> None:
+    """A script that fills its disk gets a traceback, or takes half a list for all of it."""
+    command = command_line("enroll", "device", "list", "--home", fleet.home.path)
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=within(30))
+    assert (1, "error: standard output: no space left on device\n") == (ended.returncode, ended.stderr)
+    ended = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, check=False, timeout=within(30)
+    )
+    assert (1, "error: standard output is closed") == (ended.returncode, ended.stderr.splitlines()[0])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -70,8 +72,38 @@ def test_a_file_is_what_was_sent(office: Office, uploads: Uploads, tmp_path: Pat
     fetch.get(upload, str(target), office.home.path)
     assert (b"\x00\xff\r\n", 0o600) == (target.read_bytes(), target.stat().st_mode & 0o777)
     assert [target] == list(tmp_path.iterdir())
-    with pytest.raises(FleetError, match="no such file"):
-        fetch.get(upload, str(tmp_path / "nowhere" / "x"), office.home.path)
+    for place, words in (
+        (tmp_path / "nowhere" / "x", "is no folder"),
+        (tmp_path, "is a folder"),
+        (Path(), "is a folder"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            fetch.get(upload, str(place), office.home.path)
+
+
+def test_only_files_are_replaced(office: Office, uploads: Uploads, tmp_path: Path) -> None:
+    """As root, `--out /dev/null` takes a device away from the whole host."""
+    upload, target = sent(uploads, FileWanted("/var/log/x"), b"abc"), tmp_path / "x"
+    target.write_text("what was there")
+    (tmp_path / "link").symlink_to(target)
+    fetch.get(upload, str(tmp_path / "link"), office.home.path)
+    assert (b"abc", True) == (target.read_bytes(), (tmp_path / "link").is_symlink())
+    reader, writer = os.pipe()
+    fetch.get(upload, f"/dev/fd/{writer}", office.home.path)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        assert b"abc" == pipe.read()
+
+
+def test_a_file_is_not_shown_on_a_terminal(
+    office: Office, uploads: Uploads, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device clears the admin's screen, or types for him."""
+    upload = sent(uploads, FileWanted("/var/log/x"), b"\x1b[2J")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with pytest.raises(InvalidInput, match="terminal"):
+        fetch.get(upload, home=office.home.path)
+    assert "" == capsys.readouterr().out
 
 
 def test_what_is_kept_is_listed_and_removed(
