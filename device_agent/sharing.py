@@ -21,6 +21,9 @@ from fleet.messages import JsonObject
 from fleet.uploads import check_file_name
 
 MAX_LOOKED_AT: Final = 20_000
+"""How many files and folders are looked at for a listing."""
+MAX_DEPTH: Final = 32
+"""How many folders below a shared one are entered for a listing: each holds a descriptor meanwhile."""
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # O_NONBLOCK: whoever puts a pipe where a file was must not stop the agent.
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -43,10 +46,11 @@ def check_shares(folders: Sequence[Path], home: Path) -> tuple[Path, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """What is shared, and the agent's home, which never is."""
+    """What is shared, and the agent's home, which never is. `most`: files and folders of a listing."""
 
     folders: tuple[Path, ...]
     home: Path
+    most: int = MAX_LOOKED_AT
 
     def open(self, name: str) -> int:
         """A descriptor of the regular file with that absolute path. Raises: InvalidInput, NotShared."""
@@ -108,18 +112,24 @@ class Shares:
         return b"".join(lines)
 
     def _entries(self) -> Iterator[JsonObject]:
-        looked_at = 0
+        left, is_cut = self.most, False
         for folder in self.folders:
             with self._opened(folder) as at:
                 for root, folders, names, file in os.fwalk(".", dir_fd=at):
+                    left -= len(names)
+                    found = sorted(names)[: len(names) + min(0, left)]
+                    entries = (_entry(os.path.normpath(folder / root / name), name, file) for name in found)
+                    yield from (entry for entry in entries if entry is not None)
+                    if folders and root.count("/") >= MAX_DEPTH:
+                        is_cut = True
+                        folders.clear()
+                    left -= len(folders)
+                    if left < 0:
+                        yield {"is_cut": True}
+                        return
                     folders[:] = sorted(each for each in folders if not self._leads_home(each, file))
-                    for name in sorted(names):
-                        looked_at += 1
-                        if looked_at > MAX_LOOKED_AT:
-                            yield {"is_cut": True}
-                            return
-                        if (entry := _entry(os.path.normpath(folder / root / name), name, file)) is not None:
-                            yield entry
+        if is_cut:
+            yield {"is_cut": True}
 
     @contextlib.contextmanager
     def _opened(self, folder: Path) -> Iterator[int]:

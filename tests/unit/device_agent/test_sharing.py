@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from device_agent.content import Changed, File
-from device_agent.sharing import NotShared, Shares, check_shares
+from device_agent.sharing import MAX_DEPTH, NotShared, Shares, check_shares
 from fleet.errors import FleetError, InvalidInput
 from tests.deadlines import within
 
@@ -169,6 +169,37 @@ def test_the_listing_names_what_can_be_fetched(device: Device) -> None:
     cut = device.shares.listing(2000)
     assert len(cut) <= 2000
     assert {"is_cut": True} == json.loads(cut.splitlines()[-1])
+
+
+def listed(shares: Shares) -> tuple[list[str], bool]:
+    """The names of the files, without their folders, and whether that is said not to be all."""
+    entries = [json.loads(line) for line in shares.listing(100_000).splitlines()]
+    is_cut = entries[-1:] == [{"is_cut": True}]
+    return [Path(each["name"]).name for each in entries if "name" in each], is_cut
+
+
+def test_a_listing_looks_at_so_many_files_and_folders(device: Device) -> None:
+    """A tree of empty folders keeps the agent's thread, and its disk, busy for hours."""
+    for name in "fed":
+        (device.shared / name).touch()
+    for number in range(5):
+        (device.shared / f"new-{number}" / "empty").mkdir(parents=True)
+    shares = [Shares((device.shared,), device.home, most) for most in (2, 3, 8, 9, 14, 15)]
+    few, files = ["d", "e"], ["d", "e", "f"]
+    some, everything = (files, True), ([*files, "a b.log"], False)
+    assert [(few, True), some, some, some, some, everything] == [listed(each) for each in shares]
+
+
+def test_a_listing_goes_so_deep(device: Device) -> None:
+    """Whoever can write into a shared folder takes all descriptors of the agent, one a level."""
+    at = device.shared
+    for level in range(MAX_DEPTH + 3):
+        at = at / "x"
+        at.mkdir()
+        (at / f"{level + 1}").touch()
+    names, is_cut = listed(device.shares)
+    assert (["a b.log", *map(str, range(1, MAX_DEPTH + 1))], True) == (names, is_cut)
+    os.close(device.shares.open(str(at / str(MAX_DEPTH + 3))))
 
 
 def test_a_file_is_what_it_was_when_it_was_first_read(device: Device) -> None:
