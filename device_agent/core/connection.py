@@ -122,13 +122,16 @@ def on_subscribed(state: State, event: Subscribed, moment: Moment, effects: list
     if not state.was_ready:
         effects.append(AnnounceReady())
     state = replace(state, link=link, was_ready=True, failure=None, failed_at=None, tried=0)
-    state = _queue_presence(state, Presence.ONLINE, "", moment)
+    return catalogue.tell(greet(_queue_presence(state, Presence.ONLINE, "", moment), moment), moment)
+
+
+def greet(state: State, moment: Moment) -> State:
+    """Say hello: dispatch answers with all that is due."""
     state, envelope = state.envelope(moment)
     settings = state.settings
     marks = state.shadowing.shadow.marks.fields()
     hello = HelloMessage(envelope, settings.version, settings.serial, settings.hardware, marks)
-    state = state.queue(Class.HELLO, topics.Hello(state.settings.device).format(), hello.encode())
-    return catalogue.tell(state, moment)
+    return state.queue(Class.HELLO, topics.Hello(settings.device).format(), hello.encode())
 
 
 def on_disconnected(state: State, event: Disconnected, moment: Moment, effects: list[Effect]) -> State:

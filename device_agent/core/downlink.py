@@ -6,6 +6,8 @@
                                               \\--still not--> refused
 
 A broker that is asked nothing more forgets a message, so what is refused is acknowledged: else it would come for ever.
+What was refused because nobody could look at it comes again all the same: hello is said once more, which is answered
+with all that is due; a minute later at the earliest, and ever more rarely.
 Before the service was ever asked nothing is acted on. One that is older than signatures names no signer: then
 everything is taken, as long as it is the only thing that was ever heard from it.
 """
@@ -19,10 +21,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from device_agent import backoff
 from device_agent.clock import Moment
+from device_agent.core import connection
 from device_agent.core.effects import Acknowledge, Effect, FetchConfig, Log, Verify
 from device_agent.core.events import Arrived, ConfigFetched, Verified
 from device_agent.core.shelf import NEVER
-from device_agent.core.state import Asking, Held, Online, State, Subscribing
+from device_agent.core.state import Asking, Greeting, Held, Online, State, Subscribing
 from device_agent.verdicts import Trust, Verdict, words_of
 from fleet.messages import MAX_MESSAGE_BYTES, MAX_SIGNATURE_BYTES
 
@@ -37,6 +40,8 @@ _ASK_SECONDS: Final = 60.0  # longer than all time-outs of a request: a thread t
 # Whoever invents keys has the service asked: ever more rarely, until a key that it names ends it.
 _FRUITLESS_SECONDS: Final = 15.0
 _MAX_FRUITLESS_SECONDS: Final = 3600.0
+_GREET_SECONDS: Final = 60.0  # doubled with each hello, and begun anew when none was due for a while
+_MAX_GREET_SECONDS: Final = 3600.0
 
 
 Accepted = tuple[Arrived, datetime | None]
@@ -115,20 +120,22 @@ def on_tick(state: State, moment: Moment, effects: list[Effect]) -> State:
     if state.downlink.asking.again_at <= now:
         is_wanted = any(each.is_asking for each in state.downlink.held)
         state = _ask(state, moment, effects) if is_wanted else _with(state, asking=Asking())
-    return state
+    return _say_hello(state, moment) if state.downlink.greeting.due_at <= now else state
 
 
 def next_time(state: State) -> float:
     """When something is to be tried again (monotonic)."""
-    asking = state.downlink.asking
-    return min([asking.until, asking.again_at, *(each.retry_at for each in state.downlink.held)])
+    asking, greeting = state.downlink.asking, state.downlink.greeting
+    return min([asking.until, asking.again_at, greeting.due_at, *(each.retry_at for each in state.downlink.held)])
 
 
 def settle(state: State) -> State:
-    """What came on a connection that is over comes again on the next, and is forgotten."""
+    """What came on a connection that is over comes again on the next, and is forgotten; so does what was refused."""
+    is_live = isinstance(state.link, Subscribing | Online)
+    if not is_live and state.downlink.greeting.due_at != NEVER:
+        state = _with(state, greeting=replace(state.downlink.greeting, due_at=NEVER))
     if not state.downlink.held:
         return state
-    is_live = isinstance(state.link, Subscribing | Online)
     kept = tuple(each for each in state.downlink.held if is_live and each.arrived.epoch == state.epoch)
     return _with(state, held=kept) if len(kept) < len(state.downlink.held) else state
 
@@ -193,7 +200,27 @@ def _refuse(
         fields = (("topic", event.topic), ("code", verdict.value), ("reason", words_of(verdict).message))
         more = (("detail", detail),) if detail else ()
         effects.append(Log(logging.WARNING, "message.refused", (*fields, *more, ("refused", count))))
-    return _with(state, refused=count, last=(event.topic, verdict, moment.utc))
+    greeting = state.downlink.greeting
+    if verdict in (Verdict.OVERRUN, Verdict.FAILED):
+        greeting = _due(greeting, moment)
+    return _with(state, refused=count, last=(event.topic, verdict, moment.utc), greeting=greeting)
+
+
+def _due(greeting: Greeting, moment: Moment) -> Greeting:
+    """One hello for all that is refused until then."""
+    if greeting.due_at != NEVER:
+        return greeting
+    is_quiet = moment.monotonic - greeting.said_at > 2 * _MAX_GREET_SECONDS
+    count = 0 if is_quiet else greeting.count
+    pause = min(_GREET_SECONDS * 2.0**count, _MAX_GREET_SECONDS) * (1 + moment.chance / 4)
+    return replace(greeting, due_at=moment.monotonic + pause, count=count)
+
+
+def _say_hello(state: State, moment: Moment) -> State:
+    greeting = Greeting(said_at=moment.monotonic, count=state.downlink.greeting.count + 1)
+    if not isinstance(state.link, Online):  # which begins with a hello
+        return _with(state, greeting=replace(state.downlink.greeting, due_at=NEVER))
+    return connection.greet(_with(state, greeting=greeting), moment)
 
 
 def _split(payload: bytes) -> Signed | None:

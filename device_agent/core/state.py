@@ -186,6 +186,15 @@ class Asking:
 
 
 @dataclass(frozen=True, slots=True)
+class Greeting:
+    """Hello is said again, for what could not be looked at: at `due_at`; it was at `said_at` (monotonic), so often."""
+
+    due_at: float = NEVER
+    said_at: float = -NEVER
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Downlink:
     """What is believed of what comes down. `refused`, `verified` count for as long as the agent runs.
 
@@ -197,6 +206,7 @@ class Downlink:
     held: tuple[Held, ...] = ()
     numbers: int = 0
     asking: Asking = Asking()
+    greeting: Greeting = Greeting()
     verified: int = 0
     refused: int = 0
     last: tuple[str, Verdict, datetime] | None = None

@@ -19,7 +19,7 @@ from device_agent.journal import REMEMBERED, decode_journal
 from device_agent.verdicts import Trust, Verdict
 from fleet import downlink
 from fleet.messages import MAX_MESSAGE_BYTES, MAX_SIGNATURE_BYTES, CommandMessage, ControlMessage, ResultState
-from tests.unit.device_agent.story import GATEWAY, PUMP, START, Story, of_kind
+from tests.unit.device_agent.story import GATEWAY, PUMP, START, Story, of_kind, published
 
 OURS, NEXT = "a" * 43, "b" * 43
 SIGNED = Downlink(Trust.SIGNED, (OURS,))
@@ -227,6 +227,70 @@ def test_a_message_that_nobody_survives_is_given_up() -> None:
     story.feed(Verified(number, Verdict.FAILED, "gone"))
     assert (1, "verifier-failed") == story.refused
     assert [] == of_kind(story.after(3600), Verify)
+
+
+def overrun(story: Downward) -> int:
+    """More comes than can wait, and is looked at: how many hellos the next two hours have."""
+    orders = [
+        order
+        for number in range(MAX_HELD + 2)
+        for order in of_kind(story.arrive(topic_of(f"c{number}"), command()), Verify)
+    ]
+    for order in orders:
+        story.feed(Verified(order.number, Verdict.BAD_SIGNATURE))
+    return sum(hellos(story.after(60)) for _ in range(120))
+
+
+def hellos(effects: list[Effect]) -> int:
+    return [topic for topic, _ in published(effects)].count("hello")
+
+
+def test_what_nobody_could_look_at_is_asked_for_again() -> None:
+    """Dispatch takes what was acknowledged for received: a command would end by its deadline, and nobody know why."""
+    story = Downward()
+    assert 1 == overrun(story), "one for both that were refused"
+    story = Downward()
+    number = verify(story.arrive(topic_of(), command())).number
+    for _ in range(MAX_ATTEMPTS - 1):
+        story.feed(Verified(number, Verdict.FAILED, "gone"))
+        number = verify(story.after(20)).number
+    assert 0 == hellos(story.feed(Verified(number, Verdict.FAILED, "gone")))
+    deadline = next_deadline(story.state)
+    assert deadline is not None
+    assert 60 <= deadline - story.seconds <= 75
+    assert 1 == hellos(story.after(75))
+
+
+def test_what_is_not_the_fleets_is_not_asked_for_again() -> None:
+    """Whoever publishes rubbish on a broker would have every device say hello."""
+    story = Downward()
+    story.arrive(topic_of(), b"{}")
+    order = verify(story.arrive(topic_of(), command()))
+    story.feed(Verified(order.number, Verdict.BAD_SIGNATURE))
+    assert 0 == sum(hellos(story.after(60)) for _ in range(60))
+
+
+def test_a_flood_has_hello_said_ever_more_rarely() -> None:
+    """A broker that floods devices would have them flood dispatch."""
+    story, said = Downward(), 0
+    for number in range(MAX_HELD):
+        story.arrive(topic_of(f"c{number}"), command())
+    for _ in range(24 * 60):
+        story.arrive(topic_of("more"), command())
+        said += hellos(story.after(60))
+        story.confirm_all()
+    assert 20 <= said <= 30
+
+
+def test_a_new_connection_says_hello_anyway() -> None:
+    """It would be said twice; or never again where the connection ends before it is due."""
+    story = Downward()
+    for number in range(MAX_HELD + 1):
+        story.arrive(topic_of(f"c{number}"), command())
+    story.feed(Disconnected(story.state.epoch, Failure(Cause.LOST, "broker")))
+    story.after(61)
+    assert 1 == hellos(story.go_online())
+    assert 0 == sum(hellos(story.after(60)) for _ in range(60))
 
 
 def test_what_waits_is_bounded() -> None:
