@@ -22,6 +22,7 @@ from fleet.identity import DeviceId, Role
 from fleet.sessions import Alive, Announcement, Began, Changes, Ended, Ending, Page, bucket_of
 
 ASK_AGAIN_SECONDS: Final = 5.0
+_DIVISIONS: Final = 2  # a broker has one number of buckets; when it takes another, lists of both are under way
 
 Recorded = Mapping[DeviceId, tuple[str, int]]
 """Who is online by the registry, in which session: the broker's boot and its number; "" and 0 where it has none."""
@@ -135,6 +136,8 @@ class Roll:
         for began in page.sessions:
             self._is_there(began, page.seq, now)
         floors[page.bucket], self._is_swept = page.seq, False
+        if len(self._floors) > _DIVISIONS:
+            del self._floors[min(self._floors, key=lambda each: max(self._floors[each].values()))]
 
     def _is_there(self, began: Began, seq: int, now: Moment) -> None:
         device, session = began.principal.id, (self._boot, began.seq)

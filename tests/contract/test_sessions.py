@@ -409,6 +409,28 @@ def test_who_listens_again_is_told_the_right_numbers() -> None:
     assert [sessions.CHANGES] == [topic for topic, _, _ in house.heard()]
 
 
+def test_lists_are_remembered_of_two_divisions() -> None:
+    """A broker that divides its lists anew each time fills the memory."""
+    house = House()
+    roll = house.roll()
+    for buckets in (2, 3, 4):
+        roll.hear(Page("b1", buckets, buckets, 0, ()), house.moment(), is_retained=True)
+    roll.hear(Page("b1", 5, 2, 1, ()), house.moment(), is_retained=True)
+    assert not roll.is_complete, "the first of two is known still"
+
+
+def test_old_lists_displace_none_that_are_new() -> None:
+    """Lists that come late bring back who has left."""
+    house = House()
+    roll = house.roll()
+    for buckets, seq in ((1, 30), (2, 20), (3, 5), (4, 6), (5, 7)):
+        for bucket in range(buckets):
+            roll.hear(Page("b1", seq, buckets, bucket, ()), house.moment(), is_retained=True)
+        assert roll.is_complete
+    roll.hear(came(25), house.moment(), is_retained=False)
+    assert not house.reports(roll)
+
+
 def test_of_another_start_nothing_is_heard() -> None:
     """Numbers of two starts are compared with each other."""
     house = House()
