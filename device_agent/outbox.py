@@ -192,6 +192,11 @@ class Outbox:
         """Whether the final result of that command is on its way already."""
         return any(m.command_id == command_id for m in self.waiting + self.in_flight)
 
+    @property
+    def results(self) -> int:
+        """How many final results are on their way."""
+        return sum(bool(m.command_id) for m in self.waiting + self.in_flight)
+
     def _without_overtaken(self, newer: Outgoing) -> Outbox:
         """Without progress that a newer word on the same command makes old news: firmware may report it for ever."""
         waiting = tuple(m for m in self.waiting if not _is_overtaken(m, newer))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
+from datetime import timedelta
+from typing import Any, Final
 
 from device_agent.clock import Moment
 from device_agent.core.effects import Acknowledge, Effect, Log, SaveJournal, Tell, Upload
@@ -12,11 +13,14 @@ from device_agent.core.events import Journalled, UploadEnded
 from device_agent.core.shelf import NEVER
 from device_agent.core.spooling import CONFIRMED_SECONDS
 from device_agent.core.state import App, State
-from device_agent.journal import MAX_UNFINISHED, Entry, Phase
+from device_agent.journal import MAX_UNFINISHED, REMEMBERED, Entry, Phase
 from device_agent.outbox import Class, Outgoing
 from fleet import messages, topics, uploads
 from fleet.errors import InvalidInput
 from fleet.messages import InvalidMessage, ResultMessage, ResultState
+
+# A clock that is set back by less cannot make anything good again that the fleet was told is over.
+LONG_OVER: Final = timedelta(days=1)
 
 
 def resume(state: State, moment: Moment) -> State:
@@ -55,7 +59,19 @@ def on_command(
         entry = entry.finished(ResultState.FAILED, error=f"{MAX_UNFINISHED} commands are unfinished on this device")
     fields = (("command", entry.name), ("command_id", entry.id))
     effects.append(Log(logging.INFO, "command.received", fields))
+    if entry.phase is Phase.FINAL and moment.is_confirmed and moment.utc > command.deadline + LONG_OVER:
+        return _decline(state, entry, acknowledge, moment, effects)
     return _save(replace(state, unacknowledged=(*state.unacknowledged, acknowledge)), entry, effects)
+
+
+def _decline(state: State, entry: Entry, acknowledge: Acknowledge, moment: Moment, effects: list[Effect]) -> State:
+    """Nothing was begun, nor ever will be: the fleet is told, and nothing is written.
+
+    A broker that repeats what it kept of years would wear out the flash, or fill the memory.
+    """
+    effects.append(acknowledge)
+    is_told = state.outbox.holds_result(entry.id) or state.outbox.results >= REMEMBERED
+    return state if is_told else _queue_final(state, entry, moment)
 
 
 def on_event(state: State, event: Journalled | UploadEnded, moment: Moment, effects: list[Effect]) -> State:

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 from device_agent.clock import Basis, Moment, Reading
-from device_agent.core.commands import on_online
+from device_agent.core.commands import LONG_OVER, on_online
 from device_agent.core.connection import APPLICATION_GRACE_SECONDS
 from device_agent.core.effects import Acknowledge, Effect, Publish, SaveJournal, Tell
 from device_agent.core.events import AppLeft, AppSaid, Arrived, Disconnected, Sent, Started, Tick
 from device_agent.failures import Cause, Failure
-from device_agent.journal import MAX_UNFINISHED, Journal, decode_journal, lost
+from device_agent.journal import MAX_UNFINISHED, REMEMBERED, Journal, decode_journal, lost
 from device_agent.requests import Register, ReportResult
 from fleet.messages import ResultState
 from fleet.topics import Command
@@ -115,6 +115,31 @@ def test_a_lost_list_is_not_dated_by_a_clock_that_is_behind() -> None:
     assert on_online(replace(story.state, journal=lost()), behind).journal.is_lost
     unconfirmed = Moment(0, utc, 0.5, Reading(utc, utc, Basis.SYSTEM, "build", False))
     assert on_online(replace(story.state, journal=lost()), unconfirmed).journal.is_lost
+
+
+def test_what_is_long_over_is_answered_and_not_written() -> None:
+    """A broker that repeats old commands would wear out the flash of a device, or fill its memory."""
+    story = online("echo")
+    first = story.command("c0", seconds_left=-LONG_OVER.total_seconds() - 1)
+    assert [("expired", "it arrived after its deadline")] == results(first, "c0")
+    again = story.command("c0", seconds_left=-LONG_OVER.total_seconds() - 1, mid=8)
+    assert [Acknowledge(1, 8, 1)] == of_kind(again, Acknowledge)
+    assert [] == results(again, "c0"), "the first is on its way"
+    for number in range(1, REMEMBERED + 50):
+        story.command(f"c{number}", seconds_left=-LONG_OVER.total_seconds() - 1)
+    assert REMEMBERED == story.state.outbox.results
+    story.confirm_all()
+    assert 0 == story.state.outbox.results
+    assert [] == of_kind(story.effects, SaveJournal)
+    assert () == story.state.journal.entries
+
+
+def test_what_is_over_by_a_little_is_remembered() -> None:
+    """A clock that is set back a minute later would have the device do what it said that it did not."""
+    story = online("echo")
+    story.command("c1", seconds_left=-1)
+    story.seconds -= 3
+    assert [] == told(story.command("c1", seconds_left=60))
 
 
 def test_an_answer_is_kept_until_the_broker_has_it() -> None:
