@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -58,10 +58,13 @@ class Pump:
     id: DeviceId
     peer: Peer
     seq: int = 0
+    _came: list[bytes] = field(default_factory=list)  # while something else was waited for
 
     def _publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         self.seq += 1
-        assert mqtt.puback(self.seq) == self.peer.ask(mqtt.publish(topic, payload, 1, self.seq, retain=retain))
+        self.peer.send(mqtt.publish(topic, payload, 1, self.seq, retain=retain))
+        while (frame := self.peer.receive()) != mqtt.puback(self.seq):
+            self._came.append(frame)
 
     def _envelope(self) -> Envelope:
         return Envelope(self.id, datetime.now(UTC), "boot", self.seq)
@@ -87,7 +90,7 @@ class Pump:
 
     def is_told(self) -> tuple[str, dict[str, object]]:
         """The next command: its topic and message."""
-        frame = self.peer.receive()
+        frame = self._came.pop(0) if self._came else self.peer.receive()
         assert 0x32 == frame[0] & 0xF6, frame
         at = 2 if frame[1] < 0x80 else 3
         end = at + 2 + int.from_bytes(frame[at : at + 2], "big")
