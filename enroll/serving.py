@@ -14,7 +14,7 @@ from ssl import SSLContext, SSLError
 from typing import Final
 
 from enroll import authority, downlink
-from enroll.authority import TokenBytes
+from enroll.authority import Authority, TokenBytes
 from enroll.commits import Commits
 from enroll.connection import Limits
 from enroll.directory import DirectoryFeed
@@ -74,18 +74,7 @@ async def serving(
     check_private(home.path)
     timekeeping = ports.timekeeping or Timekeeping(home, FlooredClock(ports.clock, ports.monotonic))
     cas = authority.load(home, config.trust_domain, config.crl_url)
-    check_lives(config.enroll_life)
-    enrolment = Enrolment(registry, cas.devices, cas.domain, ports.token_bytes, config.enroll_life)
-    app = EstApp(
-        enrolment,
-        cas.certificates,
-        lambda: broker_urls(home),
-        ports.clock,
-        ports.monotonic,
-        is_pairing=config.enroll_pairing,
-        recovery_grace=config.recovery_grace,
-        signers=lambda: downlink.signers(home),
-    )
+    app = _est_app(home, config, registry, cas, ports)
     renewal = Renewal(home, config, registry, cas, ports.token_bytes)
     renewal.make_missing(ports.clock())
     renewal.renew_due(ports.clock())  # what ran out while nothing ran is good again before anyone looks
@@ -115,6 +104,21 @@ async def serving(
             await server.stop()
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
+
+
+def _est_app(home: AdminHome, config: FleetConfig, registry: Registry, cas: Authority, ports: Ports) -> EstApp:
+    """Raises: FleetError (lives that no CA may give)."""
+    check_lives(config.enroll_life)
+    return EstApp(
+        Enrolment(registry, cas.devices, cas.domain, ports.token_bytes, config.enroll_life),
+        cas.certificates,
+        lambda: broker_urls(home),
+        ports.clock,
+        ports.monotonic,
+        is_pairing=config.enroll_pairing,
+        recovery_grace=config.recovery_grace,
+        signers=lambda: downlink.signers(home),
+    )
 
 
 async def _keep_renewed(renewal: Renewal, clock: Callable[[], datetime], executor: Executor) -> None:
