@@ -20,14 +20,20 @@ _STALLED_SECONDS: Final = 20.0
 
 @dataclass(slots=True)
 class Result:
-    """What a load cost. `messages` counts what was delivered."""
+    """What a load cost. `messages` counts what was delivered; `window` is when, in CLOCK_MONOTONIC's seconds."""
 
     messages: int
     lost: int
     broker_cpu_seconds: float
     load_cpu_seconds: float
-    wall_seconds: float
+    window: tuple[float, float]
     latencies_ms: list[float] = field(default_factory=list)
+
+    @property
+    def wall_seconds(self) -> float:
+        """How long it took."""
+        began, ended = self.window
+        return ended - began
 
     @property
     def micros(self) -> float:
@@ -46,7 +52,7 @@ class Meter:
         """What was used until now."""
         broker, here, clock = self._began
         broker_used, here_used = self._broker.cpu_seconds() - broker, time.process_time() - here
-        return Result(messages, lost, broker_used, here_used, time.perf_counter() - clock, list(latencies_ms))
+        return Result(messages, lost, broker_used, here_used, (clock, time.perf_counter()), list(latencies_ms))
 
 
 class Source(Protocol):

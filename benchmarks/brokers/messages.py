@@ -49,7 +49,7 @@ def _outcome(scenario: str, broker: Contender, result: Result, bar: Bar | None, 
     if result.latencies_ms:
         percentiles = statistics.quantiles(result.latencies_ms, n=100)
         figures |= {"p50 ms": percentiles[49], "p99 ms": percentiles[98]}
-    return Outcome(scenario, broker.name, UNIT, result.micros, bar, figures | more)
+    return Outcome(scenario, broker.name, UNIT, result.micros, bar, figures | more, window=result.window)
 
 
 def telemetry(device: str) -> str:

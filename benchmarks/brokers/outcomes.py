@@ -41,7 +41,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One measurement. `figures` holds what is told beside it."""
+    """One measurement. `figures` holds what is told beside it, `window` when it was (CLOCK_MONOTONIC)."""
 
     scenario: str
     broker: str
@@ -50,6 +50,7 @@ class Outcome:
     bar: Bar | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
     load_average: float = field(default_factory=lambda: os.getloadavg()[0])
+    window: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
