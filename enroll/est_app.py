@@ -48,6 +48,7 @@ from enroll.service.admission import check_live, holder
 from enroll.service.lineage import Forked, check_may_renew, check_not_ended, is_frozen
 from enroll.service.recoverable import NeverConfirmed, NotExpired
 from enroll.service.succession import confirm
+from enroll.service.waiting import RETRY_SECONDS
 from enroll.tokens import TokenRefused, check_secret, check_unspent
 from enroll.upload_store import NoSpace
 from enroll.uploads import TooMuch, TooOften, WrongDigest, WrongOffset
@@ -67,7 +68,6 @@ _log = logging.getLogger(__name__)
 REFUSALS_PER_ADDRESS: Final = 30
 REFUSALS_PER_TOKEN: Final = 10
 RECOVERIES_PER_CERTIFICATE: Final = 30
-RETRY_SECONDS: Final = 30
 _BASIC: Final = 'Basic realm="enroll", charset="UTF-8"'
 _JSON: Final = "application/json"
 _TEXT: Final = "text/plain; charset=utf-8"
@@ -142,7 +142,7 @@ def refusal(error: FleetError) -> EstResponse:
             headers["WWW-Authenticate"] = "Certificate"
         case ProofRefused():
             headers["WWW-Authenticate"] = recovery.SCHEME
-        case _TooManyRefusals() | TooOften():
+        case _TooManyRefusals() | TooOften() | TooManyWaiting():
             headers["Retry-After"] = str(math.ceil(error.seconds))
         case NeverConfirmed():
             headers[est.PROBLEM_HEADER] = est.NEVER_CONFIRMED
@@ -155,7 +155,7 @@ def refusal(error: FleetError) -> EstResponse:
         case _ if status == 401:
             headers["WWW-Authenticate"] = _BASIC
         case _ if status == 503:
-            headers["Retry-After"] = str(RETRY_SECONDS)
+            headers["Retry-After"] = str(math.ceil(RETRY_SECONDS))
     return EstResponse(status, text.encode() + b"\n", headers)
 
 
@@ -356,7 +356,7 @@ class EstApp:
         try:
             self._nonces.spend(claim.nonce, now)
         except TooManySpent:
-            raise TooManyWaiting("too many devices recover at once", hint="try again in a minute") from None
+            raise TooManyWaiting("too many devices recover at once", seconds=self._nonces.seconds) from None
         csr = est.parse_csr(claim.csr)
         est.check_connection(csr, request.tls_unique)
         recovering = Recovery(self.enrolment, self.recovery_grace)

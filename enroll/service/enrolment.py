@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -216,8 +215,7 @@ class Enrolment:
             raise NotAllowed("this key was certified before", hint=_NEW_KEY)
         renewals = self._paced(pki.PROFILES[peer.certificate.profile])
         if seconds := renewals.retry_after(record.id, now.timestamp()):
-            hint = f"it may again in {math.ceil(seconds)} s"
-            raise TooManyWaiting(f"{record.id} has renewed {RENEWALS_PER_WINDOW} times of late", hint=hint)
+            raise TooManyWaiting(f"{record.id} has renewed {RENEWALS_PER_WINDOW} times of late", seconds=seconds)
         renewals.count(record.id, now.timestamp())
         return self.succeed(transaction, peer, live, asked, now, asker)
 

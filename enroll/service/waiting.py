@@ -7,6 +7,7 @@ signed and sent. It is found again, not made again, so a device may ask as often
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -30,13 +31,19 @@ MAX_PAIRINGS: Final = 100
 MAX_PAIRINGS_OF_NETWORK: Final = 10
 _DECIDES: Final = "an admin decides: enroll request list"
 _ID_BYTES: Final = 5
+RETRY_SECONDS: Final = 30.0
+_PAIRING_RETRY_SECONDS: Final = 180.0  # of the 15 minutes that a pairing lasts
 _SOONEST: Final = timedelta(seconds=2)
 _LATEST: Final = timedelta(minutes=5)
 _LATEST_PAIRING: Final = timedelta(seconds=5)  # somebody stands before the device
 
 
 class TooManyWaiting(FleetError):
-    """So many requests wait that this one cannot: HTTP 503."""
+    """So many requests wait, or came of late, that this one cannot be met: HTTP 503. `seconds`: when to try again."""
+
+    def __init__(self, message: str, *, hint: str = "", seconds: float = RETRY_SECONDS) -> None:
+        super().__init__(message, hint=hint or f"try again in {math.ceil(seconds)} s")
+        self.seconds = seconds
 
 
 class RequestDenied(NotAllowed):
@@ -178,7 +185,7 @@ def _check_room(transaction: Transaction, wanted: Wanted, now: datetime) -> None
         is_full = approvals.count_open_pairings(transaction, now) >= MAX_PAIRINGS
         of_network = approvals.count_open_pairings(transaction, now, wanted.asker.network)
         if is_full or of_network >= MAX_PAIRINGS_OF_NETWORK:
-            raise TooManyWaiting("too many devices wait to be paired", hint="try again in some minutes")
+            raise TooManyWaiting("too many devices wait to be paired", seconds=_PAIRING_RETRY_SECONDS)
         return
     if wanted.token is not None:
         of_token = len(approvals.open_of_token(transaction, wanted.token.id, now))

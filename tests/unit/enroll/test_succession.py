@@ -58,10 +58,11 @@ def test_one_device_cannot_fill_the_registry_with_renewals(office: Office) -> No
     requests = [csr("pump-07") for _ in range(RENEWALS_PER_WINDOW)]
     latest = [certificate_in(office.reenrol(first, request)) for request in requests][-1]
     refused = office.reenrol(first, csr("pump-07"))
-    assert (503, b"pump-07 has renewed 20 times of late\nhint: it may again in 3600 s\n") == (
+    assert (503, b"pump-07 has renewed 20 times of late\nhint: try again in 3600 s\n") == (
         refused.status,
         refused.body,
     )
+    assert "3600" == refused.headers["Retry-After"], "what the agent goes by"
     assert latest == certificate_in(office.reenrol(first, requests[-1])), "an answer that was lost"
     assert 200 == office.reenrol(other, csr("pump-08")).status
     office.wait(timedelta(hours=1))
