@@ -124,7 +124,7 @@ class Agent:
         self._sent: dict[int, int] = {}  # packet id -> handle
         self._last_id = 1
         self._timer: asyncio.TimerHandle | None = None
-        self._opening: set[asyncio.Task[None]] = set()
+        self._opening: asyncio.Task[None] | None = None
 
     @property
     def _key_ids(self) -> tuple[str, ...]:
@@ -181,9 +181,7 @@ class Agent:
     def _connect(self, epoch: int, will: Outgoing, keepalive: int) -> None:
         self._drop()
         self._epoch = epoch
-        opening = asyncio.create_task(self._open(epoch, will, keepalive))
-        self._opening.add(opening)
-        opening.add_done_callback(self._opening.discard)
+        self._opening = asyncio.create_task(self._open(epoch, will, keepalive))
 
     async def _open(self, epoch: int, will: Outgoing, keepalive: int) -> None:
         try:
@@ -192,9 +190,6 @@ class Agent:
         except (OSError, TimeoutError) as error:
             cause = Cause.TIMED_OUT if isinstance(error, TimeoutError) else Cause.UNREACHABLE
             self._feed(Disconnected(epoch, Failure(cause, str(self._broker), str(error))))
-            return
-        if epoch != self._epoch:
-            link.abort()
             return
         self._link = link
         flags = 0x04 | will.qos << 3 | 0x20 * will.retain
@@ -237,6 +232,8 @@ class Agent:
             self._feed(Disconnected(self._epoch, Failure(Cause.LOST, str(self._broker), "")))
 
     def _drop(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()  # who has given up waits no longer, and does not begin to shake hands
         link, self._link = self._link, None
         self._sent.clear()
         if link is not None:
