@@ -4,7 +4,8 @@
         \\---------------------\\--deadline, nobody takes it, application gone--/
 
 A command is on disk before anyone is told of it and before the broker gets its PUBACK. So a restart finds every command
-that may have begun, reports it as failed, and never begins it again.
+that may have begun, reports it as failed, and never begins it again. An upload alone is gone on with, by MAX_RUNS runs
+at most: to send a content again does nothing twice, and the service knows how much of it came.
 
 Whose id was forgotten is not begun again either: of those it is remembered when the latest was given, and until when
 the last of them could have begun. What was given no later than that, and comes before then, may be one of them.
@@ -14,12 +15,13 @@ Where the file was damaged all were forgotten: `lost` has that of everything unt
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from typing import Any, Final
 
-from fleet import messages, topics
+from fleet import messages, topics, uploads
 from fleet.errors import InvalidInput
 from fleet.messages import JsonObject, ResultState
 
@@ -31,6 +33,8 @@ MAX_FILE_BYTES: Final = 4 * MAX_OUTPUT_BYTES
 MAX_LIFE: Final = timedelta(days=90)
 _ALWAYS: Final = datetime(9999, 12, 31, tzinfo=UTC)
 RESTARTED: Final = "the agent was restarted before this command was answered"
+# One that ends the agent each time, by its memory or a broken disk, must not do so until its deadline.
+MAX_RUNS: Final = 5
 
 
 class Phase(Enum):
@@ -48,7 +52,7 @@ class Entry:
 
     `sent_at`: when the fleet gave it, by the fleet's clock.
 
-    `is_confirmed`: the broker has the final result.
+    `is_confirmed`: the broker has the final result. `runs`: how many runs of the agent have known it, unfinished.
     """
 
     id: str
@@ -63,6 +67,7 @@ class Entry:
     error: str = ""
     is_confirmed: bool = False
     sent_at: datetime | None = None
+    runs: int = 1
 
     def finished(self, state: ResultState, output: Any = None, error: str = "") -> Entry:
         """With its final result."""
@@ -165,11 +170,14 @@ def _encode(entry: Entry) -> JsonObject:
     if entry.phase is Phase.FINAL and entry.state is not None:
         fields |= {"state": entry.state.value, "confirmed": entry.is_confirmed}
         fields |= {"output": entry.output, "error": entry.error}
+    elif entry.name == uploads.COMMAND:
+        with suppress(InvalidInput):  # what cannot be read fails, now or after a restart
+            fields |= {"order": uploads.decode_order(entry.args).encode(), "runs": entry.runs}
     return fields
 
 
 def decode_journal(data: bytes) -> Journal:
-    """The inverse of `Journal.encode`, where what was not final has failed. Raises: InvalidInput."""
+    """The inverse of `Journal.encode`, where what was not final has failed, or is an upload. Raises: InvalidInput."""
     try:
         header, *lines = [messages.decode_object(line, max_bytes=MAX_FILE_BYTES) for line in data.splitlines()]
         if header.keys() - {"forgotten"} != {"v"} or header["v"] != 1:
@@ -192,8 +200,20 @@ def _decode(fields: JsonObject) -> Entry:
         sent_at, deadline = messages.parse_time(fields["ts"]), messages.parse_time(fields["deadline"])
         entry = replace(entry, sent_at=sent_at, deadline=deadline)
     if "state" not in fields:
-        return entry.finished(ResultState.FAILED, error=RESTARTED)
+        return _left(entry, fields)
     done = entry.finished(ResultState(fields["state"]), fields.get("output"), str(fields.get("error", "")))
     if not ResultState(fields["state"]).is_final:
         raise ValueError("a result that is not final")
     return replace(done, is_confirmed=fields.get("confirmed") is True)
+
+
+def _left(entry: Entry, fields: JsonObject) -> Entry:
+    """What an earlier run left unfinished: to be written again, as of this run, before it is gone on with."""
+    order, runs = fields.get("order"), fields.get("runs")
+    if entry.name != uploads.COMMAND or order is None or entry.deadline is None:
+        return entry.finished(ResultState.FAILED, error=RESTARTED)
+    if type(runs) is not int or runs < 1:
+        raise ValueError("runs is not a number from 1")
+    if runs >= MAX_RUNS:
+        return entry.finished(ResultState.FAILED, error=f"the agent was restarted {runs} times while it was sent")
+    return replace(entry, args=uploads.decode_order(order).encode(), runs=runs + 1)

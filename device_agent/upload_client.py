@@ -50,6 +50,14 @@ class _Stopped(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class _Arrived:
+    """What the service has, whole."""
+
+    total: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Sources:
     """What there is to send."""
 
@@ -87,7 +95,7 @@ class Uploader:
         threading.Thread(target=self._run, args=(order,), name="upload", daemon=True).start()
 
     def close(self) -> None:
-        """End what is under way, soon; after a restart the fleet is told that it failed."""
+        """End what is under way, soon; the next run of the agent goes on with it."""
         self._stop.set()
 
     def _run(self, order: Upload) -> None:
@@ -102,24 +110,23 @@ class Uploader:
 
     def _outcome(self, order: Upload) -> UploadEnded:
         try:
-            content = self._send_any(order)
+            arrived = self._send_any(order)
         except (UploadFailed, FleetError) as error:
             return UploadEnded(order.command_id, error=str(error))
         except OSError as error:
             return UploadEnded(order.command_id, error=reason_of(error))
-        return UploadEnded(order.command_id, {"bytes": content.total, "sha256": content.digest.hex()})
+        return UploadEnded(order.command_id, {"bytes": arrived.total, "sha256": arrived.digest})
 
-    def _send_any(self, order: Upload) -> Content:
+    def _send_any(self, order: Upload) -> _Arrived:
         """Send one version of it. Raises: UploadFailed, FleetError, OSError, _Stopped."""
         for _ in range(MAX_VERSIONS):
             with contextlib.suppress(Changed), contextlib.closing(self.sources.open(order)) as content:
                 if content.total > order.order.max_bytes:
                     raise UploadFailed(f"it has {content.total} bytes, {order.order.max_bytes} may be sent")
-                self._send(order, content)
-                return content
+                return self._send(order, content)
         raise UploadFailed("it changes while it is read")
 
-    def _send(self, order: Upload, content: Content) -> None:
+    def _send(self, order: Upload, content: Content) -> _Arrived:
         """Until it is there. Raises: UploadFailed, Changed, OSError, _Stopped."""
         failures, sending = 0, _Sending(self, order, content)
         while True:
@@ -160,10 +167,12 @@ class _Sending:
     content: Content
     offset: int = 0
 
-    def converse(self, talk: https.Conversation) -> None:
+    def converse(self, talk: https.Conversation) -> _Arrived:
         """Send what is missing. Raises: https.RequestFailed, _Interrupted, UploadFailed, Changed, OSError, _Stopped."""
         began, sent = self.uploader.clock.monotonic(), 0
         is_finished, digest = self._ask(talk, "GET")
+        if is_finished:  # an earlier run of the agent ended before it heard so; the file may have changed since
+            return _Arrived(self.offset, digest or "")
         if self.offset and digest != self.content.digest.hex():  # another version of it
             is_finished, _ = self._ask(talk, "DELETE")
         while not is_finished:
@@ -174,6 +183,7 @@ class _Sending:
                 raise _Interrupted("the service did not take all of a piece")
             sent += length
             self.uploader.pause(self.order, began + sent / BYTES_PER_SECOND - self.uploader.clock.monotonic())
+        return _Arrived(self.content.total, self.content.digest.hex())
 
     def _ask(self, talk: https.Conversation, method: str, piece: Piece | None = None) -> tuple[bool, str | None]:
         """Whether it is finished, and the digest of what the service has of it."""

@@ -23,8 +23,13 @@ from fleet.messages import InvalidMessage, ResultMessage, ResultState
 LONG_OVER: Final = timedelta(days=1)
 
 
-def resume(state: State, moment: Moment) -> State:
-    """At the start: what the broker has not confirmed is sent again; an earlier run may not have come to it."""
+def resume(state: State, moment: Moment, effects: list[Effect]) -> State:
+    """At the start: what the broker has not confirmed is sent again; an earlier run may not have come to it.
+
+    An upload that an earlier run left is on disk as one of this run before it is gone on with.
+    """
+    if state.journal.of(Phase.RECEIVED):
+        effects.append(SaveJournal(state.journal))
     for entry in state.journal.of(Phase.FINAL):
         if not entry.is_confirmed:
             state = _queue_final(state, entry, moment)
@@ -182,7 +187,7 @@ def _hold_until(state: State, entry: Entry, moment: Moment) -> float:
     until = max(moment.monotonic, state.applications_expected_until)
     if entry.name == uploads.COMMAND:  # which waits for others of its kind
         until = NEVER
-    if entry.deadline is None:
+    if entry.deadline is None or entry.runs > 1:  # of an earlier run: nobody has confirmed the time yet
         return until
     return min(until, moment.monotonic + (entry.deadline - moment.utc).total_seconds())
 
@@ -203,18 +208,28 @@ def _misfit(app: App, entry: Entry) -> str | None:
 
 
 def _begin_upload(state: State, entry: Entry, moment: Moment, effects: list[Effect]) -> State:
-    """The agent's own, for which no application is asked; one at a time, the others wait."""
+    """The agent's own, for which no application is asked; one at a time, the others wait.
+
+    One of an earlier run waits for a server that confirms the time: a clock that is wrong at the start may say 2040.
+    """
+    is_again = entry.runs > 1
+    if is_again and not moment.is_confirmed:
+        return state
     if entry.deadline is None or moment.utc > entry.deadline or moment.monotonic >= entry.hold_until:
-        return finish(state, entry, ResultState.EXPIRED, None, "others were sent until its deadline", effects)
+        error = "the agent was not there until its deadline" if is_again else "others were sent until its deadline"
+        return finish(state, entry, ResultState.EXPIRED, None, error, effects)
     if any(other.name == uploads.COMMAND for other in state.journal.of(Phase.OPEN)):
         return state
     try:
         order = uploads.decode_order(entry.args)
     except InvalidInput as error:
         return finish(state, entry, ResultState.FAILED, None, error.message, effects)
-    until = moment.monotonic + (entry.deadline - moment.utc).total_seconds()
-    effects.append(Upload(entry.id, order, until))
-    opened = replace(entry, phase=Phase.OPEN, args={})
+    left = min(entry.deadline - moment.utc, entry.deadline - (entry.sent_at or moment.utc))  # a clock may be far behind
+    effects.append(Upload(entry.id, order, moment.monotonic + left.total_seconds()))
+    if is_again:
+        fields = (("command", entry.name), ("command_id", entry.id), ("run", entry.runs))
+        effects.append(Log(logging.INFO, "command.resumed", fields))
+    opened = replace(entry, phase=Phase.OPEN)  # with its arguments: the next run may have to go on with it
     return queue_result(replace(state, journal=state.journal.put(opened)), opened, ResultState.ACCEPTED, moment)
 
 

@@ -8,7 +8,17 @@ from datetime import datetime
 from typing import assert_never
 
 from device_agent.clock import Moment
-from device_agent.core import applications, catalogue, commands, connection, downlink, renewing, shadowing, spooling
+from device_agent.core import (
+    applications,
+    catalogue,
+    commands,
+    connection,
+    downlink,
+    renewing,
+    shadowing,
+    spooling,
+    storage,
+)
 from device_agent.core.downlink import Accepted
 from device_agent.core.effects import Acknowledge, Effect, Log, Publish
 from device_agent.core.events import (
@@ -35,6 +45,7 @@ from device_agent.core.events import (
     SpoolWritten,
     Started,
     StopRequested,
+    StorageChanged,
     Subscribed,
     SuccessorReady,
     Tick,
@@ -62,7 +73,7 @@ def step(state: State, event: Event, moment: Moment) -> tuple[State, tuple[Effec
 def _handle(state: State, event: Event, moment: Moment, effects: list[Effect]) -> State:
     match event:
         case Started():
-            state = renewing.begin(commands.resume(state, moment), moment)
+            state = renewing.begin(commands.resume(state, moment, effects), moment)
             return connection.begin(spooling.begin(state), moment, effects)
         case Tick():
             state = downlink.on_tick(connection.on_tick(state, moment, effects), moment, effects)
@@ -74,7 +85,7 @@ def _handle(state: State, event: Event, moment: Moment, effects: list[Effect]) -
             return connection.on_connected(state, event, moment, effects)
         case Subscribed():
             after = connection.on_subscribed(state, event, moment, effects)
-            return shadowing.on_online(commands.on_online(after, moment), moment) if after is not state else state
+            return _on_online(after, moment, effects) if after is not state else state
         case Disconnected():
             return connection.on_disconnected(state, event, moment, effects)
         case Arrived() | Verified():
@@ -83,8 +94,8 @@ def _handle(state: State, event: Event, moment: Moment, effects: list[Effect]) -
             return _on_sent(state, event, moment, effects)
         case Journalled() | UploadEnded():
             return commands.on_event(state, event, moment, effects)
-        case ShadowSaved():
-            return shadowing.on_saved(state, event, moment, effects)
+        case ShadowSaved() | StorageChanged():
+            return _on_storage(state, event, moment, effects)
         case SpoolOpened() | SpoolWritten() | SpoolRead() | SpoolFailed():
             return spooling.on_event(state, event, moment, effects)
         case AppJoined() | AppSaid() | AppLeft():
@@ -102,6 +113,18 @@ def _handle(state: State, event: Event, moment: Moment, effects: list[Effect]) -
             return connection.on_stop(state, moment, effects)
         case _:
             assert_never(event)
+
+
+def _on_online(state: State, moment: Moment, effects: list[Effect]) -> State:
+    """The time is confirmed by now, which some of what an earlier run left has waited for."""
+    state = commands.hand_over(commands.on_online(state, moment), moment, effects)
+    return shadowing.on_online(state, moment)
+
+
+def _on_storage(state: State, event: ShadowSaved | StorageChanged, moment: Moment, effects: list[Effect]) -> State:
+    if isinstance(event, ShadowSaved):
+        return shadowing.on_saved(state, event, moment, effects)
+    return storage.on_changed(state, event, moment, effects)
 
 
 def _on_config(state: State, event: ConfigFetched | ConfigFailed, moment: Moment, effects: list[Effect]) -> State:

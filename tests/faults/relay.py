@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -25,8 +26,9 @@ class Relay:
         self._selector = selectors.DefaultSelector()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._wake_in, self._wake_out = socket.socketpair()
+        self.bytes_read = 0
         self._is_frozen = self._is_closing = self._is_cutting = False
-        self._cut_after_bytes: int | None = None
+        self._bound: tuple[int, Callable[[], None]] | None = None
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
 
     @property
@@ -48,7 +50,18 @@ class Relay:
 
     def cut_after(self, count: int) -> None:
         """Once so many more bytes have come, from whichever end, every connection ends at once, with a reset."""
-        self._cut_after_bytes = count
+        self._bound = count, self.cut
+
+    def freeze_after(self, count: int) -> threading.Event:
+        """Once so many more bytes have come, from whichever end, it freezes; that is set then."""
+        is_frozen = threading.Event()
+
+        def freeze() -> None:
+            self.freeze()
+            is_frozen.set()
+
+        self._bound = count, freeze
+        return is_frozen
 
     def thaw(self) -> None:
         """New connections are forwarded again; those from before stay as dead as they are."""
@@ -130,11 +143,12 @@ class Relay:
             source.close()
 
     def _count(self, count: int) -> None:
-        if self._cut_after_bytes is not None:
-            self._cut_after_bytes -= count
-            if self._cut_after_bytes <= 0:
-                self._cut_after_bytes = None
-                self.cut()
+        self.bytes_read += count
+        if self._bound is not None:
+            left, act = self._bound
+            self._bound = (left - count, act) if left > count else None
+            if self._bound is None:
+                act()
 
     def _cut_if_asked(self) -> None:
         if self._is_cutting:

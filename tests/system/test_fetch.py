@@ -16,6 +16,7 @@ import pytest
 
 from enroll.registry import Registry, log
 from fleet.layout import AgentHome
+from tests.deadlines import within
 from tests.faults.relay import Relay
 from tests.processes import Finished, Program, run
 from tests.system.agents import Agent, LiveFleet, live_fleet
@@ -23,7 +24,7 @@ from tests.system.agents import Agent, LiveFleet, live_fleet
 _DATA = random.Random(7).randbytes(3_000_000)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Site:
     """A fleet with one device that shares a folder, and whose way to the service is a relay."""
 
@@ -31,7 +32,13 @@ class Site:
     relay: Relay
     home: AgentHome
     shared: Path
-    agent: Agent
+    stack: ExitStack
+
+    def __post_init__(self) -> None:
+        self.agent = self.start()
+
+    def start(self) -> Agent:
+        return self.stack.enter_context(Agent(self.home, "--share", str(self.shared))).wait_ready()
 
     def fetch(self, *args: object) -> Finished:
         return run("enroll", "fetch", *args, "--home", self.fleet.home.path)
@@ -54,8 +61,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         shared.mkdir()
         (shared / "big.bin").write_bytes(_DATA)
         (shared / "way out").symlink_to(home.identity.key)
-        agent = stack.enter_context(Agent(home, "--share", str(shared))).wait_ready()
-        yield Site(fleet, relay, home, shared, agent)
+        yield Site(fleet, relay, home, shared, stack)
 
 
 def test_the_last_lines_of_the_log_are_fetched(site: Site) -> None:
@@ -85,6 +91,27 @@ def test_a_file_arrives_whole_over_a_link_that_breaks(site: Site, tmp_path: Path
     with Registry.open(site.fleet.home.registry) as registry, registry.read() as transaction:
         done = [entry.event for entry in log.newest(transaction, 100) if upload in entry.fields]
     assert ["command.given", "upload.asked", "upload.finished"] == done
+
+
+def test_a_file_arrives_whole_from_an_agent_that_was_killed_amid_it(site: Site, tmp_path: Path) -> None:
+    """A power cut in the middle of a long file, and the admin has to notice and ask again."""
+    target, asked = tmp_path / "big.bin", site.shared / "big.bin"
+    is_frozen = site.relay.freeze_after(1_000_000)
+    with site.fetching("file", "pump-07", asked, "--out", target) as fetching:
+        upload = fetching.wait_for_line(r"^upload (\S+) of pump-07", stream="stderr")[1]
+        assert is_frozen.wait(within(20))
+        site.agent.kill()
+        site.relay.thaw()
+        site.relay.cut()
+        assert 0 < (site.fleet.home.uploads / f"{upload}.part").stat().st_size < len(_DATA)
+        before = site.relay.bytes_read
+        site.agent = site.start()
+        site.agent.wait_for_line(rf"command.resumed .*command_id={upload} run=2", stream="stderr")
+        site.agent.wait_for_line(rf"command.finished .*command_id={upload} state=done", stream="stderr")
+        assert 0 == fetching.wait()
+    assert site.relay.bytes_read - before < len(_DATA), "it was sent from its beginning"
+    assert _DATA == target.read_bytes()
+    assert hashlib.sha256(_DATA).hexdigest() in fetching.stderr
 
 
 def test_what_is_not_shared_stays_on_the_device(site: Site, tmp_path: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from device_agent.core.effects import Effect, Upload
-from device_agent.core.events import Arrived, Tick, UploadEnded
+from device_agent.clock import Basis, Moment, Reading
+from device_agent.core.effects import Effect, SaveJournal, Upload
+from device_agent.core.events import Arrived, Started, Tick, UploadEnded
+from device_agent.core.state import Online, Subscribing
 from device_agent.core.step import next_deadline
-from device_agent.journal import decode_journal
+from device_agent.journal import MAX_RUNS, Phase, decode_journal
 from device_agent.requests import parse_request
 from fleet.messages import CommandMessage, InvalidMessage
 from fleet.topics import Command
@@ -77,15 +80,83 @@ def test_an_order_that_cannot_be_read_fails(args: dict[str, Any]) -> None:
     assert error
 
 
-def test_it_is_never_begun_twice() -> None:
-    """After a restart, or when the command comes again, a device sends it a second time."""
+def test_it_is_never_begun_twice_in_one_run() -> None:
+    """When the command comes again, a device sends the same twice at once."""
     story = online()
     asked(story, "a")
     assert [] == of_kind(asked(story, "a"), Upload)
-    again = Story(journal=decode_journal(story.state.journal.encode()))
-    effects = again.go_online()
-    assert [] == of_kind([*effects, *asked(again, "a")], Upload)
-    assert ("a", "failed") in [each[:2] for each in results(again.effects)]
+
+
+def restarted(story: Story, seconds: float = 0.0) -> Story:
+    """The next run of the agent, with what is on disk and a clock that nobody has confirmed."""
+    again = Unconfirmed(journal=decode_journal(story.state.journal.encode()), seconds=seconds)
+    again.feed(Started())
+    return again
+
+
+class Unconfirmed(Story):
+    """A run whose clock is ten years ahead until there is a connection."""
+
+    def now(self) -> Moment:
+        moment = super().now()
+        if isinstance(self.state.link, Subscribing | Online):
+            return moment
+        wrong = moment.utc + timedelta(days=3650)
+        return replace(moment, utc=wrong, reading=Reading(wrong, wrong, Basis.SYSTEM, "", False))
+
+
+def test_after_a_restart_it_is_gone_on_with_once_the_time_is_known() -> None:
+    """A power cut in the middle of a long file, and the admin has to ask again; or a wrong clock ends it."""
+    story = online()
+    asked(story, "a")
+    again = restarted(story, 20.0)
+    assert [False] == [each.journal.of(Phase.OPEN) != () for each in of_kind(again.effects, SaveJournal)]
+    assert [] == of_kind(again.effects, Upload)
+    assert [Upload("a", ORDER, 60.0)] == of_kind(again.go_online(), Upload)
+    assert [] == of_kind(asked(again, "a"), Upload)
+    assert [("a", "done", "")] == results(again.feed(UploadEnded("a", {"bytes": 5})))
+    assert [] == of_kind(restarted(again).go_online(), Upload)
+
+
+def test_what_is_over_by_then_has_expired() -> None:
+    """A device that was off for a week sends what nobody waits for, or the admin is told nothing."""
+    story = online()
+    asked(story, "a")
+    again = restarted(story, 61.0)
+    again.go_online()
+    assert ("a", "expired", "the agent was not there until its deadline") in results(again.effects)
+    assert [] == of_kind(again.effects, Upload)
+
+
+def test_one_that_ends_the_agent_each_time_is_given_up() -> None:
+    """A device that dies of a file dies of it at each start, until the deadline."""
+    story = online()
+    asked(story, "a")
+    for _ in range(MAX_RUNS - 1):
+        story = restarted(story)
+        assert 1 == len(of_kind(story.go_online(), Upload))
+    last = restarted(story)
+    assert [] == of_kind([*last.effects, *last.go_online()], Upload)
+    assert ("a", "failed", f"the agent was restarted {MAX_RUNS} times while it was sent") in results(last.effects)
+
+
+def test_a_disk_that_forgets_ends_it() -> None:
+    """A device whose disk is read-only counts no run, and begins for ever."""
+    story = online()
+    asked(story, "a")
+    again = Unconfirmed(journal=decode_journal(story.state.journal.encode()), disk_error="Read-only file system")
+    again.go_online()
+    assert [] == of_kind(again.effects, Upload)
+    assert ("a", "failed", "the device cannot remember it: Read-only file system") in results(again.effects)
+
+
+def test_a_clock_that_is_behind_gives_it_no_more_time_than_it_had() -> None:
+    """A device whose clock stands still asks for weeks whether it may send something."""
+    story = online()
+    now = story.now().utc + timedelta(days=7)
+    message = CommandMessage(PUMP, now, now + timedelta(seconds=60), ORDER.encode())
+    arrived = Arrived(story.state.epoch, 7, Command(PUMP, COMMAND, "a").format(), message.encode())
+    assert [60.0] == [each.until for each in of_kind(story.feed(arrived), Upload)]
 
 
 def test_applications_cannot_take_the_agents_names() -> None:

@@ -20,6 +20,11 @@ from device_agent.requests import ReportResult, parse_request
 from fleet.errors import InvalidInput
 from fleet.messages import ResultState
 
+UPLOAD = (
+    b'{"id":"a","name":"agent.upload","ts":"2026-11-21T08:00:00Z","deadline":"2026-11-21T08:01:00Z",'
+    b'"order":{"what":"listing","max_bytes":9},%b}\n'
+)
+
 
 def test_what_had_begun_has_failed_after_a_restart() -> None:
     """A command that was under way when the agent died would begin a second time, or never be answered."""
@@ -77,6 +82,9 @@ def test_outputs_are_bounded_together_and_what_the_broker_has_goes_first() -> No
         b'{"v":1,"w":2}\n',
         b'{"v":1,"forgotten":5}\n',
         b'{"v":1}\n5\n',
+        b'{"v":1}\n' + UPLOAD % b'"runs":0',
+        b'{"v":1}\n' + UPLOAD % b'"runs":true',
+        b'{"v":1}\n' + UPLOAD % b'"run":1',
         b'{"v":1}\n{"id":"c1"}\n',
         b'{"v":1}\n{"id":"#","name":"n"}\n',
         b'{"v":1}\n{"id":["c1"],"name":"n"}\n',

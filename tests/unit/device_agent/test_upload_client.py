@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import queue
 import ssl
@@ -142,6 +143,18 @@ def test_another_version_is_not_continued(tmp_path: Path) -> None:
         assert "" == sender.ended().error
     assert ["GET", "DELETE", "PUT"] == service.asked[:3]
     assert DATA == service.kept
+
+
+def test_what_is_whole_is_not_sent_again_though_the_file_has_changed(tmp_path: Path) -> None:
+    """An agent that ended before it heard that all had come asks for ever to send another version."""
+    digest = hashlib.sha256(DATA).digest()
+    service = Service(kept=DATA, digest=digest_header(digest))
+    with sending(tmp_path, service) as sender:
+        sender.path.write_bytes(DATA + b"more")
+        sender.send(max_bytes=2 * len(DATA))
+        ended = sender.ended()
+    assert (["GET"], DATA) == (service.asked, service.kept)
+    assert ({"bytes": len(DATA), "sha256": digest.hex()}, "") == (ended.output, ended.error)
 
 
 def test_who_is_told_no_does_not_ask_again(tmp_path: Path) -> None:
