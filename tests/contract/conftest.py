@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from fleet.identity import Role
 from fleet.limits import Limits
 from tests.certificates import Identity, TestFleet
 from tests.contract.attacks import Target, limits_of
+from tests.contract.durable import Site
 from tests.contract.engines import DURABLE_ENGINES, ENGINES, RunningEngine
 from tests.contract.shipped import ShippedBroker
 
@@ -92,3 +94,15 @@ def valve(broker: RunningEngine) -> Identity:
 @pytest.fixture
 def operator(broker: RunningEngine) -> Identity:
     return broker.admit(broker.fleet.client("admin", Role.OPERATOR))
+
+
+@pytest.fixture
+def site(fleet: TestFleet, tmp_path: Path) -> Site:
+    """A file for engines, and who the directory lists."""
+    return Site(
+        fleet,
+        tmp_path / "sessions.db",
+        fleet.client("pump-07"),
+        fleet.client("admin", Role.OPERATOR),
+        fleet.client("valve-1"),
+    )

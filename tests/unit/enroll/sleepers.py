@@ -10,9 +10,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from enroll.registry import identity
 from fleet import pki, recovery
 from fleet.est import EstRequest, EstResponse
-from fleet.identity import Serial
+from fleet.identity import DeviceId, Serial
 from fleet.recovery import Claim
 from tests.fleets import Office, certificate_in, csr, new_key
 
@@ -31,6 +32,13 @@ def post(office: Office, body: bytes, **changes: Any) -> EstResponse:
     """The answer to a request for recovery with that body."""
     fields: dict[str, Any] = {"headers": {"content-type": recovery.MEDIA_TYPE}, "address": "192.0.2.7"}
     return office.app.handle(EstRequest("POST", recovery.RECOVER, body=body, **fields | changes))
+
+
+def states(office: Office) -> list[str]:
+    """What has become of the certificates of `pump-07`, by generation."""
+    with office.registry.read() as transaction:
+        found = identity.certificates_of(transaction, DeviceId("pump-07"))
+        return [f"{each.generation} {each.state}" for each in found]
 
 
 @dataclass
