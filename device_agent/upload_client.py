@@ -182,7 +182,8 @@ class _Sending:
             if not is_finished and self.offset != piece.end:
                 raise _Interrupted("the service did not take all of a piece")
             sent += length
-            self.uploader.pause(self.order, began + sent / BYTES_PER_SECOND - self.uploader.clock.monotonic())
+            if not is_finished:  # or it would have failed though it is there, if its time is over by now
+                self.uploader.pause(self.order, began + sent / BYTES_PER_SECOND - self.uploader.clock.monotonic())
         return _Arrived(self.content.total, self.content.digest.hex())
 
     def _ask(self, talk: https.Conversation, method: str, piece: Piece | None = None) -> tuple[bool, str | None]:

@@ -18,12 +18,12 @@ from device_agent.core.effects import Upload
 from device_agent.core.events import Event, UploadEnded
 from device_agent.last_lines import LastLines
 from device_agent.sharing import Shares
-from device_agent.upload_client import MAX_VERSIONS, Sources, Uploader
+from device_agent.upload_client import BYTES_PER_SECOND, MAX_VERSIONS, Sources, Uploader
 from fleet.layout import AgentHome
 from fleet.uploads import PIECE_BYTES, FileWanted, Order, digest_header
 from tests.deadlines import within
 from tests.unit.device_agent.authority import new_authority
-from tests.unit.device_agent.clocks import real_clock
+from tests.unit.device_agent.clocks import real_clock, still_clock
 from tests.unit.device_agent.servers import http_answer, read_request, server_context, tls_server
 
 AUTHORITY = new_authority()
@@ -191,6 +191,16 @@ def test_at_its_deadline_it_says_what_kept_it(tmp_path: Path) -> None:
         assert "it was not sent in time: the service says: because of the test" == sender.ended().error
         sender.send(seconds=-1.0)
         assert sender.ended().error.startswith("it was not sent in time")
+
+
+def test_what_arrived_as_its_time_was_over_has_arrived(tmp_path: Path) -> None:
+    """The fleet has a file, and the command that asked for it has failed."""
+    service = Service()
+    with sending(tmp_path, service) as sender:
+        sender.uploader.clock = still_clock(lambda: 0.0)
+        until = (len(DATA) - 1) / BYTES_PER_SECOND  # between the last piece and the pause behind it
+        sender.uploader.perform(Upload(UPLOAD, Order(FileWanted(str(sender.path)), len(DATA)), until))
+        assert "" == sender.ended().error
 
 
 def test_more_than_may_be_sent_is_not_even_offered(tmp_path: Path) -> None:
