@@ -14,7 +14,6 @@ from fleet.uploads import RESERVED
 
 MAX_LINE_BYTES: Final = 65_536
 MAX_COMMANDS: Final = 64
-_MAX_TEXT: Final = 1_024  # as fleet.messages bounds `error`
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +139,8 @@ def _parse_result(fields: JsonObject) -> ReportResult:
     if state not in ("running", "done", "failed"):
         raise InvalidMessage("state is not one of running, done, failed")
     error = fields.get("error", "")
-    if not isinstance(error, str) or len(error) > _MAX_TEXT:
-        raise InvalidMessage(f"error is not a text of at most {_MAX_TEXT} characters")
+    if not isinstance(error, str) or len(error) > messages.MAX_TEXT_CHARS:
+        raise InvalidMessage(f"error is not a text of at most {messages.MAX_TEXT_CHARS} characters")
     return ReportResult(_name(fields, "command_id"), ResultState(state), fields.get("output"), error)
 
 

@@ -27,6 +27,7 @@ MAX_PRESENCE_BYTES: Final = 16_384  # status and hello: two texts of 1024 charac
 MAX_CONTROL_BYTES: Final = 4096
 MAX_SIGNATURE_BYTES: Final = 512  # what `fleet.downlink` adds to a message
 MAX_DOWN_BYTES: Final = MAX_MESSAGE_BYTES - MAX_SIGNATURE_BYTES
+MAX_TEXT_CHARS: Final = 1024
 _MAX_SERIAL_CHARS: Final = 40
 _MAX_HARDWARE_CHARS: Final = 64
 MAX_DEPTH: Final = 32
@@ -216,7 +217,7 @@ class HelloMessage:
 
 @dataclass(frozen=True, slots=True)
 class ResultMessage:
-    """How one command went. `output` is any JSON value of the firmware's; `error` says what failed."""
+    """How one command went. `output` is any JSON value of the firmware's; `error` says what failed, cut if too long."""
 
     envelope: Envelope
     state: ResultState
@@ -224,9 +225,8 @@ class ResultMessage:
     error: str = ""
 
     def encode(self) -> bytes:
-        return encode_object(
-            self.envelope.fields() | {"state": self.state.value, "output": self.output, "error": self.error}
-        )
+        said = {"state": self.state.value, "output": self.output, "error": self.error[:MAX_TEXT_CHARS]}
+        return encode_object(self.envelope.fields() | said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +326,7 @@ def read_envelope(fields: JsonObject, device: DeviceId) -> Envelope:
     return Envelope(device, parse_time(fields.get("ts")), boot, seq)
 
 
-def _text(fields: JsonObject, name: str, limit: int = 1024) -> str:
+def _text(fields: JsonObject, name: str, limit: int = MAX_TEXT_CHARS) -> str:
     value = fields.get(name, "")
     if not isinstance(value, str) or len(value) > limit:
         raise InvalidMessage(f"{name} is not a text of at most {limit} characters")

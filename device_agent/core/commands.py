@@ -237,7 +237,7 @@ def _nobody_takes(state: State, entry: Entry) -> str:
     names = sorted({name for app in state.apps for name in app.commands})
     if not names:
         return f"no application on this device takes commands, {entry.name!r} neither"
-    return f"no application on this device takes {entry.name!r}, but: {', '.join(names)}"[:1024]
+    return f"no application on this device takes {entry.name!r}, but: {', '.join(names)}"[: messages.MAX_TEXT_CHARS]
 
 
 def _save(state: State, entry: Entry, effects: list[Effect]) -> State:

@@ -109,6 +109,13 @@ def test_result_survives(envelope: Envelope, state: ResultState, output: Any) ->
     assert decode_result(result.encode(), envelope.device) == result
 
 
+@given(_envelopes)
+def test_an_error_of_any_length_can_be_read(envelope: Envelope) -> None:
+    """What a device could not do is set aside unread, and its command never ends."""
+    result = ResultMessage(envelope, ResultState.FAILED, None, "ä" * 2000)
+    assert "ä" * 1024 == decode_result(result.encode(), envelope.device).error
+
+
 @given(device_ids, _times, _objects)
 def test_command_survives(device: DeviceId, moment: datetime, args: dict[str, Any]) -> None:
     """A command is not read as it was written."""
