@@ -69,7 +69,8 @@ class Jobs:
 
         When to look again at the latest, if nothing is heard before. Raises: RegistryUnavailable.
         """
-        if self._not_before is not None and moment.now < self._not_before:
+        # A clock that was ahead and is set back must not keep all jobs for so long.
+        if self._not_before is not None and timedelta() < self._not_before - moment.now <= _FAILED_PAUSE:
             return self._not_before
         try:
             return self._advance(moment)

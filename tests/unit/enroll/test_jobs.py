@@ -326,6 +326,19 @@ def test_a_job_that_cannot_be_driven_leaves_dispatch_alone(site: Site, caplog: p
     ]
 
 
+def test_a_clock_that_was_set_back_does_not_keep_jobs(site: Site) -> None:
+    """A service that began in 2040 by its clock, and met one damaged row, drives no job until 2040."""
+    job = site.create(plan())
+    with site.registry.write() as transaction:
+        transaction.exec_driver_sql("UPDATE jobs SET waves = '['")
+    assert site.now + MINUTE == site.turn()
+    with site.registry.write() as transaction:
+        transaction.exec_driver_sql("UPDATE jobs SET waves = '[50, 100]'")
+    site.now -= timedelta(days=1)
+    site.settle()
+    assert 1 == site.find(job).tally.reached
+
+
 def test_a_job_that_cannot_be_driven_leaves_the_others_alone(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     """One damaged row, and no other job goes on, nor does any know what its devices did."""
     bad, good = site.create(plan(1)), site.create(plan(1, (50, 100)))
