@@ -118,10 +118,6 @@ class Page:
     sessions: tuple[Began, ...]
     ended: tuple[Ended, ...] = ()
 
-    def is_about(self, client_id: str) -> bool:
-        """Whether this client would be listed if it were connected."""
-        return bucket_of(client_id, self.buckets) == self.bucket
-
 
 @dataclass(frozen=True, slots=True)
 class Changes:
