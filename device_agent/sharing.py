@@ -113,7 +113,7 @@ class Shares:
 
     def _entries(self) -> Iterator[JsonObject]:
         left, is_cut = self.most, False
-        for folder in self.folders:
+        for folder in self._there():
             with self._opened(folder) as at:
                 for root, folders, names, file in os.fwalk(".", dir_fd=at):
                     left -= len(names)
@@ -130,6 +130,10 @@ class Shares:
                     folders[:] = sorted(each for each in folders if not self._leads_home(each, file))
         if is_cut:
             yield {"is_cut": True}
+
+    def _there(self) -> Sequence[Path]:
+        """The folders that are there by now; all of them if none is, so that it is said why."""
+        return [folder for folder in self.folders if os.path.exists(folder)] or self.folders  # noqa: PTH110 - which never raises
 
     @contextlib.contextmanager
     def _opened(self, folder: Path) -> Iterator[int]:

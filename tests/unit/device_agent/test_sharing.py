@@ -153,6 +153,10 @@ def test_a_shared_folder_may_come_later_and_be_a_link(device: Device) -> None:
     shares = Shares((mounted,), device.home)
     with pytest.raises(NotShared):
         shares.open(f"{mounted}/a b.log")
+    both = Shares((mounted, device.shared), device.home)
+    assert (["a b.log"], False) == listed(both)
+    with pytest.raises(NotShared, match="no such file"):
+        shares.listing(1000)
     mounted.symlink_to(device.shared / "old")
     os.close(shares.open(f"{mounted}/a b.log"))
 
