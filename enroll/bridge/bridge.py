@@ -38,8 +38,8 @@ class Roster(Protocol):
     def has(self, id: DeviceId) -> bool:
         """Whether this one is."""
 
-    def gone(self, shown: Sequence[DeviceId]) -> list[DeviceId]:
-        """Those of `shown` who are not any more; looked up when something may have changed."""
+    def gone(self, shown: Sequence[DeviceId], *, is_new: bool = False) -> list[DeviceId]:
+        """Those of `shown` who are not any more; looked up when something may have changed, or `shown` is new."""
 
 
 @dataclass(slots=True)
@@ -89,7 +89,7 @@ class Bridge:
         for topic, payload in second.recall(self.house.layout.configs, self.ports.monotonic):
             self.house.recall(topic, payload)
         second.publish(self.house.everything(), self.ports.monotonic)
-        self._sweep(second)
+        self._sweep(second, is_new=True)  # the other broker may have kept what was removed as it was lost
         second.settle(self.ports.monotonic)
         _log.info(event("bridge.online", broker=self.second, devices=len(self.house.devices)))
         if not self._was_ready:
@@ -104,8 +104,8 @@ class Bridge:
             second.turn()
             self._sweep(second)
 
-    def _sweep(self, second: SecondConnection) -> None:
-        for device in self.roster.gone(self.house.devices):
+    def _sweep(self, second: SecondConnection, *, is_new: bool = False) -> None:
+        for device in self.roster.gone(self.house.devices, is_new=is_new):
             second.publish(self.house.remove(device), self.ports.monotonic)
             _log.info(event("bridge.removed", device=device))
 

@@ -146,11 +146,11 @@ class Roster:
     def has(self, id: DeviceId) -> bool:
         return self._members.has(id)
 
-    def gone(self, shown: Sequence[DeviceId]) -> list[DeviceId]:
-        """Once a second at most, and less often where that takes long."""
+    def gone(self, shown: Sequence[DeviceId], *, is_new: bool = False) -> list[DeviceId]:
+        """Once a second at most, and less often where that takes long; but what `is_new` is always looked at."""
         self._is_stale |= self._mark.has_moved()
         began = time.monotonic()
-        if not self._is_stale or began < self._look_at:
+        if not is_new and (not self._is_stale or began < self._look_at):
             return []
         self._is_stale = False
         there = frozenset(ids_of(self._registry, self._wanted))
