@@ -124,7 +124,7 @@ class Agent:
         self._sent: dict[int, int] = {}  # packet id -> handle
         self._last_id = 1
         self._timer: asyncio.TimerHandle | None = None
-        self._opening: asyncio.Task[None] | None = None
+        self._opening: set[asyncio.Task[None]] = set()
 
     @property
     def _key_ids(self) -> tuple[str, ...]:
@@ -181,15 +181,22 @@ class Agent:
     def _connect(self, epoch: int, will: Outgoing, keepalive: int) -> None:
         self._drop()
         self._epoch = epoch
-        self._opening = asyncio.create_task(self._open(epoch, will, keepalive))
+        opening = asyncio.create_task(self._open(epoch, will, keepalive))
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
 
     async def _open(self, epoch: int, will: Outgoing, keepalive: int) -> None:
         try:
             async with self._place.handshakes:
+                if epoch != self._epoch:  # it gave up while it waited here
+                    return
                 link = await Link.open(self._broker.port, self._context, self._on_frame, self._on_end)
         except (OSError, TimeoutError) as error:
             cause = Cause.TIMED_OUT if isinstance(error, TimeoutError) else Cause.UNREACHABLE
             self._feed(Disconnected(epoch, Failure(cause, str(self._broker), str(error))))
+            return
+        if epoch != self._epoch:
+            link.abort()
             return
         self._link = link
         flags = 0x04 | will.qos << 3 | 0x20 * will.retain
@@ -232,8 +239,6 @@ class Agent:
             self._feed(Disconnected(self._epoch, Failure(Cause.LOST, str(self._broker), "")))
 
     def _drop(self) -> None:
-        if self._opening is not None:
-            self._opening.cancel()  # who has given up waits no longer, and does not begin to shake hands
         link, self._link = self._link, None
         self._sent.clear()
         if link is not None:
