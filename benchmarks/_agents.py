@@ -239,6 +239,7 @@ class Agent:
             self._feed(Disconnected(self._epoch, Failure(Cause.LOST, str(self._broker), "")))
 
     def _drop(self) -> None:
+        self._epoch = 0
         link, self._link = self._link, None
         self._sent.clear()
         if link is not None:
