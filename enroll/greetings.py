@@ -36,8 +36,8 @@ class Greetings:
         """What is to be recorded now: the reports but for early hellos, and the held ones whose time has come."""
         self._forget(now)
         passed = [report for report in reports if not self._holds(report)]
-        recent = self._answered.keys() | {report.device for report in passed if isinstance(report, self.kind)}
-        return passed + [hello for device, hello in self._held.items() if device not in recent]
+        recent = self._answered, {report.device for report in passed if isinstance(report, self.kind)}
+        return passed + [hello for device, hello in self._held.items() if not any(device in each for each in recent)]
 
     def answered(self, reports: Sequence[Report], now: float) -> None:
         """These were recorded, and their hellos answered."""
