@@ -19,7 +19,7 @@ from enroll import roll
 from enroll.attendance import Attendance
 from enroll.backoff import Backoff
 from enroll.bookkeeping import Books
-from enroll.downlink import DownlinkSigner
+from enroll.downlink import CannotSign, DownlinkSigner
 from enroll.files import stamp
 from enroll.greetings import Greetings
 from enroll.jobs import Jobs
@@ -45,6 +45,7 @@ from fleet.logs import event
 SUBSCRIPTIONS: Final = tuple(f"devices/+/up/{each}" for each in ("status", "hello", "results/+", "state", "commands"))
 TURN_SECONDS: Final = 0.03
 """How soon a foreign commit is noticed; DESIGN section 9 allows 100 ms."""
+_COMPLAIN_SECONDS: Final = 600.0  # how often a signing key that cannot be used is in the log
 _LOOK_SECONDS: Final = 0.1  # how often a waiting dispatch looks whether the broker has come (back)
 
 _log = logging.getLogger(__name__)
@@ -178,6 +179,7 @@ class Session:
     _next_deadline: datetime | None = None
     _heard_since: datetime | None = None
     _is_fresh: bool = True
+    _complain_at: float = 0.0
 
     def __post_init__(self) -> None:
         self._traffic = StateTraffic(self.states, self._publish)
@@ -188,6 +190,7 @@ class Session:
         published = self.connection.published()
         taken = [self._in_flight.pop(id_) for id_ in published if id_ in self._in_flight]
         now, seconds = self.ports.clock(), self.ports.monotonic()
+        self._look_at_key(seconds)
         due: list[CommandRecord] = []
         moment = roll.Moment(seconds, now)
         of_devices = self.attendance.hear(arrived, moment)
@@ -207,31 +210,60 @@ class Session:
         for command in due:
             self._send(command)
 
+    def _look_at_key(self, seconds: float) -> None:
+        """Without one, what devices say is heard all the same; what is due to them waits in the registry."""
+        before = self.signer.problem
+        if self.signer.look(seconds):
+            self._is_fresh = True
+            _log.info("downlink.signed_again")
+        found = self.signer.problem
+        if found is None:
+            return
+        is_same = before is not None and before.message == found.message
+        if not is_same or seconds >= self._complain_at:
+            self._complain_at = seconds + _COMPLAIN_SECONDS
+            _log.error(event("downlink.not_signed", reason=found.message, hint=found.hint))
+
     def _is_deadline(self, now: datetime) -> bool:
         return self._next_deadline is not None and self._next_deadline <= now
 
     def _due(self, now: datetime, already: set[str]) -> list[CommandRecord]:
-        self._heard_since = self._heard_since or now
-        # First: what a job gives is due, and what it withdraws is not.
-        next_step = self.jobs.advance(Moment(now, self._heard_since))
+        next_step = self._advance_jobs(now)  # first: what a job gives is due, and what it withdraws is not
         agenda = self.books.agenda(now)
         self._next_deadline = min(filter(None, (agenda.next_deadline, next_step)), default=None)
         under_way = already.union(self._in_flight.values())
         return [command for command in agenda.due if command.id not in under_way]
 
+    def _advance_jobs(self, now: datetime) -> datetime | None:
+        """Not while nothing can be sent: a wave would be judged by devices that were told nothing."""
+        if self.signer.problem is not None:
+            self._heard_since = None
+            return None
+        self._heard_since = self._heard_since or now
+        return self.jobs.advance(Moment(now, self._heard_since))
+
     def _send(self, command: CommandRecord) -> None:
         topic = topics.Command(command.device, command.name, command.id).format()
         args = messages.decode_object(command.args.encode())
         message = messages.CommandMessage(command.device, command.created_at, command.deadline, args)
-        self._in_flight[self._publish(topic, message.encode(), command.deadline)] = command.id
+        packet = self._publish(topic, message.encode(), command.deadline)
+        if packet is None:
+            return
+        self._in_flight[packet] = command.id
         # Its device may ask for it every two seconds.
         if count := self.published.count(command.id, self.ports.monotonic()):
             fields = {"device": command.device, "name": command.name, "command": command.id}
             _log.info(event("command.published", **fields, count=count if count > 1 else None))
 
-    def _publish(self, topic: str, body: bytes, until: datetime) -> int:
-        """Send it signed, as all that goes to devices; its packet id. Raises: FleetError."""
-        return self.connection.publish(topic, self.signer.sign(topic, body, until))
+    def _publish(self, topic: str, body: bytes, until: datetime) -> int | None:
+        """Send it signed, as all that goes to devices; its packet id, None if it cannot be. Raises: Unreachable."""
+        if self.signer.problem is not None:
+            return None
+        try:
+            payload = self.signer.sign(topic, body, until)
+        except CannotSign:  # since the turn began; the next one tells
+            return None
+        return self.connection.publish(topic, payload)
 
     def _read(self, arrived: list[Incoming]) -> list[Report]:
         sifted = sift(arrived, self.books.aside)

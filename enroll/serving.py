@@ -122,10 +122,11 @@ def _est_app(home: AdminHome, config: FleetConfig, registry: Registry, cas: Auth
 
 
 async def _keep_renewed(renewal: Renewal, clock: Callable[[], datetime], executor: Executor) -> None:
-    """Renew what is due, for ever."""
+    """Renew what is due, and make what somebody has removed, for ever."""
     while True:
         await asyncio.sleep(CHECK_SECONDS)
-        await asyncio.get_running_loop().run_in_executor(executor, renewal.renew_due, clock())
+        for task in (renewal.make_missing, renewal.renew_due):
+            await asyncio.get_running_loop().run_in_executor(executor, task, clock())
 
 
 async def _keep_ending(registry: Registry, clock: Callable[[], datetime], executor: Executor) -> None:

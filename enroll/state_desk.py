@@ -132,10 +132,13 @@ class StateBooks:
 
 @dataclass(slots=True)
 class StateTraffic:
-    """What is under way of it on one connection. `publish` gives a packet id."""
+    """What is under way of it on one connection. `publish` gives a packet id; None if it cannot be sent now.
+
+    Then it stays due; a device that waits for an answer asks again.
+    """
 
     books: StateBooks
-    publish: Callable[[str, bytes, datetime], int]
+    publish: Callable[[str, bytes, datetime], int | None]
     _in_flight: dict[int, tuple[DeviceId, int]] = field(default_factory=dict)
 
     def turn(self, reports: Sequence[Report], published: Iterable[int], now: datetime) -> None:
@@ -154,6 +157,8 @@ class StateTraffic:
     def _send(self, sending: Sending, now: datetime) -> None:
         message = sending.message
         packet = self.publish(DesiredState(message.device).format(), message.encode(), now + GOOD_FOR)
+        if packet is None:
+            return
         self._in_flight[packet] = sending.key
         if not isinstance(message.desired, Mark):
             self.books.tell("state.published", message.device, sending.version, now)

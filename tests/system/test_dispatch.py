@@ -334,3 +334,28 @@ def test_a_device_that_flaps_with_long_reasons_does_not_fill_the_log(
     lines = [line for line in service.stderr.splitlines() if "device=pump-07" in line]
     assert 20 > len(lines)
     assert 300 > max(map(len, lines))
+
+
+def test_without_a_key_to_sign_with_devices_are_heard_and_once_it_is_repaired_they_are_told(
+    home: AdminHome, service: Program, broker: Program
+) -> None:
+    """A damaged file makes the whole fleet look offline, and what devices did is lost; or a repair needs a restart."""
+    files = enrol(home, PUMP)
+    with connected(home, broker, PUMP, files) as pump:
+        pump.is_online()
+        first = send(home)
+        pump.is_told()
+        mark = service.line_count("stderr")
+        whole = home.dispatch_signing.certificate.read_bytes()
+        home.dispatch_signing.certificate.write_bytes(b"damaged")
+        service.wait_for_line(r"ERROR downlink.not_signed reason=.*cert.pem.* hint=.restore ", stream="stderr")
+        second = send(home)
+        pump.answers(first, ResultState.DONE)
+        service.wait_for_line(f"command.done device=pump-07 command={first}", stream="stderr")
+        assert CommandState.DONE is command(home, first).state
+        assert CommandState.QUEUED is command(home, second).state
+        home.dispatch_signing.certificate.write_bytes(whole)
+        service.wait_for_line("downlink.signed_again", stream="stderr")
+        topic, _ = pump.is_told()
+        assert topic.endswith(second)
+    assert not [line for line in service.stderr.splitlines()[mark:] if "dispatch.o" in line], "it has left the broker"

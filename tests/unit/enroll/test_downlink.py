@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from device_agent.verdicts import Verdict
 from device_agent.verifying import Verifier
 from enroll import authority, downlink
-from enroll.downlink import DownlinkSigner
+from enroll.downlink import CannotSign, DownlinkSigner
 from enroll.own_identities import Maker, number_in_use, signing_identity, use
 from enroll.renewal import Renewal
 from fleet import pki
@@ -144,6 +144,48 @@ def test_its_certificate_is_of_its_profile_and_of_the_ca_of_servers(office: Offi
     certificate.verify_directly_issued_by(office.authority.servers.certificate)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert [x509.UniformResourceIdentifier("spiffe://acme.example/server/dispatch-signing")] == list(names)
+
+
+def test_a_key_that_cannot_be_used_is_told_with_what_to_do(office: Office) -> None:
+    """An admin learns that nothing reaches the devices from a device that did not do it."""
+    files, dispatch = office.home.dispatch_signing, signer(office)
+    assert None is downlink.problem_of(files)
+    whole = files.key.read_bytes()
+    files.key.write_bytes(b"")
+    assert not dispatch.look(0.0)
+    for problem in (dispatch.problem, downlink.problem_of(files)):
+        assert problem is not None
+        assert "key.pem is not a private key in PEM" in problem.message
+        assert f"restore {files.key.parent} and " in problem.hint
+    files.key.write_bytes(whole)
+    files.key.chmod(0o644)
+    problem = downlink.problem_of(files)
+    assert problem is not None
+    assert "chmod 600" in problem.hint
+
+
+@pytest.mark.parametrize("damaged", ["key", "certificate", "both"])
+def test_a_key_that_was_repaired_is_used_without_a_restart(office: Office, damaged: str) -> None:
+    """The service has to be restarted after a backup was restored, and nobody knows."""
+    files, dispatch = office.home.dispatch_signing, signer(office)
+    broken = [
+        path
+        for path in (files.key, files.certificate)
+        if damaged in ("both", "key" if path == files.key else "certificate")
+    ]
+    whole = [path.read_bytes() for path in broken]
+    for path in broken:
+        path.write_bytes(b"damaged")
+    assert not dispatch.look(0.0)
+    with pytest.raises(CannotSign):
+        dispatch.sign(TOPIC, BODY, UNTIL)
+    for path, data in zip(broken, whole, strict=True):
+        path.write_bytes(data)
+    assert not dispatch.look(0.5), "it is read at every turn"
+    assert dispatch.look(1.0)
+    assert None is dispatch.problem
+    assert not dispatch.look(1.1)
+    assert Verdict.GOOD is judged(office, dispatch.sign(TOPIC, BODY, UNTIL))
 
 
 @pytest.mark.parametrize("profile", [pki.SERVER, pki.CLIENT])
