@@ -1,34 +1,76 @@
-"""All commands, noun then verb. Nothing heavy is imported here: each verb loads what it needs when it runs."""
+"""All commands, noun then verb. A list of them needs this file alone: what is meant is loaded when that is known.
+
+A noun's file is called as the noun is; so is the function of a command without one, in its file.
+"""
 
 from __future__ import annotations
 
 import os
+from importlib import import_module
+from typing import Any, Final, TypeAlias
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command, get_group
 
-from enroll.cli import (
-    bridge,
-    ca,
-    cert,
-    device,
-    export,
-    fetch,
-    init,
-    job,
-    log,
-    manufacturer,
-    policy,
-    request,
-    send,
-    serve,
-    state,
-    status,
-    tail,
-    token,
-)
 from enroll.cli.options import HomeOption, group
+from enroll.cli.plain import PlainCommand, plain_parameters
+
+COMMANDS: Final = {
+    "init": "Make a fleet: its CA, registry and first identities.",
+    "serve": "Run the enrollment service, with dispatch.",
+    "status": "Show whether all is there; exit status 5 if not.",
+    "send": "Send a command.",
+    "tail": "Print messages as they arrive, until Ctrl-C.",
+}
+"""The first sentence of each one's docstring."""
+
+NOUNS: Final = {
+    "token": "What lets a device in once.",
+    "request": "Devices that wait for an admin's yes.",
+    "manufacturer": "Whose certificates prove what hardware a device is.",
+    "device": "Devices, operators, services and brokers.",
+    "cert": "Every certificate that was issued.",
+    "ca": "The certificate authority.",
+    "policy": "Who may publish and subscribe where.",
+    "state": "What devices are to be, and are.",
+    "job": "One command to many devices, a few first, then in waves.",
+    "fetch": "Logs and files of devices.",
+    "bridge": "The fleet in other people's systems, as a service.",
+    "export": "Telemetry into databases and files, as a service.",
+    "log": "What was done, and that nobody changed it.",
+}
+
+
+_Command: TypeAlias = TyperCommand | TyperGroup
+
+
+def load(name: str) -> _Command:
+    """A command, or a noun with its verbs, from its own file."""
+    module = import_module(f"enroll.cli.{name}")
+    if name in NOUNS:
+        return get_group(group(module.VERBS, NOUNS[name]))
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    alone.command(name, cls=PlainCommand)(getattr(module, name))
+    command = get_command(alone)
+    assert isinstance(command, TyperCommand)
+    return command
+
+
+class _Commands(TyperGroup):
+    """Knows names and a line of each; gets the one that is typed."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        plain_parameters(self.params)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, _Command | None, list[str]]:
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, None if listed is None else load(args[0]), rest
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Give every device of a fleet an identity of its own, and say what it may do.",
     no_args_is_help=True,
     add_completion=False,
@@ -45,25 +87,9 @@ def root(home: HomeOption = None) -> None:
         os.environ["FLEET_HOME"] = str(home)
 
 
-app.command("init")(init.init)
-app.command("serve")(serve.serve)
-app.command("status")(status.status)
-app.command("send")(send.send)
-app.command("tail")(tail.tail)
+def _listed() -> None:
+    """Stands for a command in the list of all: `load` has the real one."""
 
-for noun, verbs, help_ in (
-    ("token", token.VERBS, "What lets a device in once."),
-    ("request", request.VERBS, "Devices that wait for an admin's yes."),
-    ("manufacturer", manufacturer.VERBS, "Whose certificates prove what hardware a device is."),
-    ("device", device.VERBS, "Devices, operators, services and brokers."),
-    ("cert", cert.VERBS, "Every certificate that was issued."),
-    ("ca", ca.VERBS, "The certificate authority."),
-    ("policy", policy.VERBS, "Who may publish and subscribe where."),
-    ("state", state.VERBS, "What devices are to be, and are."),
-    ("job", job.VERBS, "One command to many devices, a few first, then in waves."),
-    ("fetch", fetch.VERBS, "Logs and files of devices."),
-    ("bridge", bridge.VERBS, "The fleet in other people's systems, as a service."),
-    ("export", export.VERBS, "Telemetry into databases and files, as a service."),
-    ("log", log.VERBS, "What was done, and that nobody changed it."),
-):
-    app.add_typer(group(verbs, help_), name=noun)
+
+for _name, _line in {**COMMANDS, **NOUNS}.items():
+    app.command(_name, help=_line)(_listed)
