@@ -64,11 +64,13 @@ def step(of: Job, now: datetime = BEGIN, *, has_silent: bool = False, heard_sinc
         (Tally(100, 2, skipped=2), 0, Halt("no device of the first wave did it")),
         (Tally(100, 2, done=2), 1, Give(10)),
         (Tally(100, 6, done=4, failed=1), 1, Give(10)),  # too few answers for a rate
+        (Tally(100, 5, done=3, failed=2), 1, Give(10)),  # 2 of 10 at best, once all have it
         (Tally(100, 10, done=4, failed=2), 1, Rest(END)),
         (Tally(100, 10, done=4, failed=3), 1, Halt("3 of 7 failed")),  # 3 of 10 at best
         (Tally(100, 10, done=8, failed=2), 1, BeginWave(2)),
         (Tally(100, 10, done=3, missed=7), 1, BeginWave(2)),
         (Tally(100, 40, done=10, failed=2), 2, Give(100)),
+        (Tally(100, 40, done=7, failed=3), 2, Halt("3 of 10 failed")),  # just enough for a rate
         (Tally(100, 40, done=10, failed=3), 2, Halt("3 of 13 failed")),
         (Tally(100, 40, done=10, failed=1, silent=2), 2, Halt("3 of 13 failed")),
         (Tally(100, 100, done=85, failed=5), 2, Rest(END)),
