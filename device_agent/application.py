@@ -7,6 +7,8 @@ read; one that floods is slowed by the agent's own queue, which is bounded.
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import itertools
 import json
 import logging
@@ -39,6 +41,22 @@ def socket_path(home: AgentHome) -> Path:
     return home.path / "run" / "app.sock"
 
 
+def spare_path(home: AgentHome) -> Path:
+    """Where they find one that could not make a file in its home. In memory, and a name that follows from the home's.
+
+    Anybody may make a file there, so whoever connects looks first whether it `is_of` the home's owner.
+    """
+    return Path("/dev/shm") / f"device-agent{str(home.path).replace('/', '-')}.sock"  # noqa: S108 - see above
+
+
+def is_of(home: AgentHome, path: Path) -> bool:
+    """Whether what is at `path` belongs to the owner of the home: nobody else can have put it there."""
+    try:
+        return path.lstat().st_uid == home.path.stat().st_uid
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def short_path(path: Path) -> Iterator[str]:
     """A name of `path` that fits into a socket address, while this lasts: a deep home has too long a one."""
@@ -64,16 +82,21 @@ class _Client:
 
 
 class ApplicationServer:
-    """Serves HOME/run/app.sock from `start` to `close`. `post` takes events, and may block; `tell` never does."""
+    """Serves HOME/run/app.sock from `start` to `close`. `post` takes events, and may block; `tell` never does.
+
+    While the home is read-only it serves `spare_path` instead, and both from then on.
+    """
 
     def __init__(self, home: AgentHome, post: Callable[[Event], None]) -> None:
-        self._path = socket_path(home)
+        self._home = home
+        self._path, self._spare = socket_path(home), spare_path(home)
         self._post = post
         self._numbers = itertools.count(1)
         self._clients: dict[int, _Client] = {}
         self._lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
-        self._listener = socket.socket(socket.AF_UNIX)
+        self._listeners: dict[Path, socket.socket] = {}
+        self._must_move = False
         self._wake_in, self._wake_out = socket.socketpair()
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="applications", daemon=True)
@@ -84,18 +107,50 @@ class ApplicationServer:
         Raises: FleetError.
         """
         try:
-            self._path.unlink(missing_ok=True)
-            with short_path(self._path) as name:
-                self._listener.bind(name)
-            self._path.chmod(0o600)
-            self._listener.listen(MAX_APPLICATIONS)
+            self._listen(self._path)
         except OSError as error:
-            raise FleetError(f"{self._path} cannot be made: {error.strerror or error}") from error
-        for ready in (self._listener, self._wake_in, self._wake_out):
+            if error.errno != errno.EROFS:
+                raise FleetError(f"{self._path} cannot be made: {error.strerror or error}") from error
+            self._listen_elsewhere()
+        for ready in (self._wake_in, self._wake_out):
             ready.setblocking(False)
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wake_in, selectors.EVENT_READ, self._drain_wakes)
         self._thread.start()
+
+    def _listen(self, path: Path) -> None:
+        """Raises: OSError."""
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        try:
+            os.fchmod(listener.fileno(), 0o600)  # what is made of it is never open to others
+            with short_path(path) as name:
+                listener.bind(name)
+            listener.listen(MAX_APPLICATIONS)
+        except OSError:
+            listener.close()
+            raise
+        listener.setblocking(False)
+        self._listeners[path] = listener
+        self._selector.register(listener, selectors.EVENT_READ, functools.partial(self._accept, listener))
+
+    def _listen_elsewhere(self) -> None:
+        """Without any socket the agent is still of use: it says what is the matter."""
+        try:
+            self._listen(self._spare)
+            _log.warning(event("application.elsewhere", path=self._spare))
+        except OSError as error:
+            _log.error(event("application.not_served", path=self._spare, reason=error.strerror or error))
+
+    def listen_at_home(self, *, is_writable: bool) -> None:
+        """Once it can be: soon, where it could not be at the start."""
+        if is_writable and not self._must_move and self._path not in self._listeners:
+            self._must_move = True
+            self._wake()
+
+    def _move(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listen(self._path)
+        self._must_move = False
 
     @property
     def is_alive(self) -> bool:
@@ -121,10 +176,12 @@ class ApplicationServer:
             self._thread.join(5)
         for client in list(self._clients.values()):
             client.connection.close()
-        for each in (self._listener, self._wake_in, self._wake_out):
+        for each in (*self._listeners.values(), self._wake_in, self._wake_out):
             each.close()
         self._selector.close()
-        self._path.unlink(missing_ok=True)
+        for path in self._listeners:
+            with contextlib.suppress(OSError):  # of a card that takes no writing any more
+                path.unlink(missing_ok=True)
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -137,15 +194,17 @@ class ApplicationServer:
                     self._serve(key.data, mask)
                 else:
                     key.data()
+            if self._must_move:
+                self._move()
             self._refresh()
 
     def _drain_wakes(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._wake_in.recv(4096)
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            connection, _ = self._listener.accept()
+            connection, _ = listener.accept()
         except OSError:
             return  # it went before we came, or there is no file descriptor left for it
         connection.setblocking(False)

@@ -249,7 +249,7 @@ def _run(options: argparse.Namespace, home: AgentHome) -> int:
     sources = Sources(LastLines(), Shares(check_shares(options.share, home.path), home.path))
     configure_logging(lines=sources.lines)
     store = Store(home, PosixDisk())
-    store.recover()
+    _promote_first(store, home)
     credential = store.credential()
     check_private(home.path)
     settings = Settings(
@@ -271,6 +271,15 @@ def _run(options: argparse.Namespace, home: AgentHome) -> int:
         world = World(lambda: _moment(clock), clock, PosixDisk())
         Runner(home, settings, credential, world, events, sources).run()
     return 0
+
+
+def _promote_first(store: Store, home: AgentHome) -> None:
+    try:
+        store.recover()
+    except OSError as error:
+        raise FleetError(
+            f"{home.path} cannot be written: {reason_of(error)}", hint="see what befell the disk: dmesg, df -h"
+        ) from error
 
 
 def _timekeeper(home: AgentHome, credential: Credential | None = None, url: str = "") -> Timekeeper:

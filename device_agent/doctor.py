@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from device_agent import config_client, https, status, tls, waiting
+from device_agent import config_client, https, status, storage, tls, waiting
 from device_agent.clock import Clock
 from device_agent.failures import Cause, Failure, words
 from device_agent.mqtt import CONNECT_SECONDS, KEEPALIVE_SECONDS, connect_packet
@@ -53,6 +53,7 @@ class Code(StrEnum):
     AGENT_OFFLINE = "agent-offline"
     NO_APPLICATION = "no-application"
     DISK_FULL = "disk-full"
+    STORAGE_READ_ONLY = "storage-read-only"
     SPOOL_FAILED = "spool-failed"
     SPOOL_DAMAGED = "spool-damaged"
     MESSAGES_DROPPED = "messages-dropped"
@@ -151,7 +152,10 @@ class Doctor:
         folder = next(path for path in (self.home.path, *self.home.path.parents) if path.exists())
         found = os.statvfs(folder)
         free = found.f_bavail * found.f_frsize
-        if free < _FREE_BYTES:
+        if storage.is_read_only(folder):
+            text = f"{folder} is {status.READ_ONLY_WORDS}"
+            yield _failed("disk", Code.STORAGE_READ_ONLY, text, status.READ_ONLY_HINT)
+        elif free < _FREE_BYTES:
             text = f"{free >> 10} KiB are free at {folder}: what waits may be lost with the power"
             yield _failed("disk", Code.DISK_FULL, text, "make room: journalctl --vacuum-size=20M, df -h")
         else:

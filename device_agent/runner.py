@@ -52,7 +52,9 @@ from device_agent.core.events import (
     Event,
     Journalled,
     ShadowSaved,
+    SpoolFailed,
     Started,
+    StorageChanged,
     Tick,
 )
 from device_agent.core.shelf import NEVER
@@ -67,6 +69,7 @@ from device_agent.shadow import Shadow, decode_shadow
 from device_agent.sharing import Shares
 from device_agent.signers import Signers
 from device_agent.spool import SpoolFile
+from device_agent.storage import StorageWatch
 from device_agent.store import Disk, check_private, replace_file
 from device_agent.succession import Succession
 from device_agent.upload_client import Sources, Uploader
@@ -155,6 +158,10 @@ class Runner:
     _asks_at: float | None = None
     _signers: Signers = field(default_factory=Signers)
     _verifier: VerifierClient | None = None
+    _storage: StorageWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._storage = StorageWatch(self.home.path, lambda found: self.events.post_now(StorageChanged(found)))
 
     def run(self) -> None:
         """Until StopRequested has been dealt with. Raises: FleetError if the home cannot be used."""
@@ -175,6 +182,7 @@ class Runner:
             downlink=downlink,
             shadow=self._load_shadow(),
         )
+        self._storage.look(self.world.clock.monotonic(), is_doubtful=True)
         pending: deque[Event] = deque([Started()])
         _log.info("agent.started device=%s serial=%s", self.settings.device, self.settings.serial)
         tls.warm_up()
@@ -187,6 +195,7 @@ class Runner:
                     follow_up = self._perform(effect, applications, spool, renewer)
                     if follow_up is not None:
                         pending.append(follow_up)
+                        self._doubt_storage(follow_up)
                 self._check_threads(applications)
             self._save_journal(state.journal)
             if state.shadowing.save_at < NEVER:
@@ -210,12 +219,13 @@ class Runner:
 
     def _next_event(self, deadline: float | None) -> Event:
         """A timer that is due goes before what waits in the queue, and never twice in a row: neither can starve."""
-        seconds = _LOOK_SECONDS if deadline is None else deadline - self.world.clock.monotonic()
+        longest = _LOOK_SECONDS if not self._storage.is_read_only else self._storage.pause_seconds
+        seconds = longest if deadline is None else deadline - self.world.clock.monotonic()
         if seconds <= 0 and not self._has_ticked:
             self._has_ticked = True
             return Tick()
         self._has_ticked = False
-        return self.events.take(max(0.0, min(seconds, _LOOK_SECONDS))) or Tick()
+        return self.events.take(max(0.0, min(seconds, longest))) or Tick()
 
     def _perform(
         self, effect: Effect, applications: ApplicationServer, spool: SpoolFile, renewer: Renewer
@@ -253,6 +263,13 @@ class Runner:
             case _:
                 assert_never(effect)
         return None
+
+    def _doubt_storage(self, outcome: Event) -> None:
+        """What was to be written was not; or it was, although nothing could be."""
+        match outcome:
+            case Journalled(error) | ShadowSaved(error) | SpoolFailed(error):
+                if bool(error) is not self._storage.is_read_only:
+                    self._storage.look(self.world.clock.monotonic(), is_doubtful=True)
 
     def _keep(self, order: SaveJournal | SaveShadow) -> Event:
         if isinstance(order, SaveJournal):
@@ -328,6 +345,8 @@ class Runner:
     def _check_threads(self, applications: ApplicationServer) -> None:
         """A thread that died or hangs is noticed here. Raises: FleetError if the agent cannot go on without it."""
         now = self.world.clock.monotonic()
+        self._storage.look(now)
+        applications.listen_at_home(is_writable=not self._storage.is_read_only)
         if now - self._looked_at < _LOOK_SECONDS / 2:
             return
         self._looked_at = now

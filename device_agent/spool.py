@@ -10,6 +10,7 @@ follow from the first row and the last. Every row carries a CRC: SQLite does not
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import zlib
 from collections.abc import Iterator
@@ -75,7 +76,7 @@ class SpoolFile:
             event = self._perform(order)
         except (sqlite3.Error, OSError, Damaged, TypeError, ValueError) as error:
             self.close()
-            self._failed_reads += not isinstance(order, WriteSpool) and not _is_full(error)
+            self._failed_reads += not isinstance(order, WriteSpool) and not _is_refused(error)
             if _is_damage(error) or self._failed_reads >= MAX_FAILED_READS:
                 return self._begin_anew(str(error))
             return SpoolFailed(str(error))
@@ -252,10 +253,13 @@ def _is_damage(error: Exception) -> bool:
     return is_unreadable or code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 
-def _is_full(error: Exception) -> bool:
+def _is_refused(error: Exception) -> bool:
+    """Whether nothing can be written at present: that says nothing of what is in the file."""
     import sqlite3
 
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    is_read_only = isinstance(error, OSError) and error.errno == errno.EROFS
+    return is_read_only or code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)
 
 
 def _crc(topic: bytes, payload: bytes) -> int:

@@ -6,9 +6,10 @@ import json
 import socket
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
-from device_agent.application import short_path, socket_path
+from device_agent.application import is_of, short_path, socket_path, spare_path
 from device_agent.clock import Reading
 from device_agent.renewal import life_of
 from device_agent.store import Store
@@ -17,6 +18,8 @@ from fleet.errors import FleetError, InvalidInput, TimedOut, printable
 from fleet.layout import AgentHome, Credential
 from fleet.messages import format_time, parse_time
 
+READ_ONLY_WORDS: Final = "read-only: messages wait in memory, commands are refused, the certificate is not renewed"
+READ_ONLY_HINT: Final = "see what befell the card: dmesg; replace it, or: mount -o remount,rw"
 _ANSWER_SECONDS: Final = 5.0
 _MAX_ANSWER_BYTES: Final = 262_144
 
@@ -49,9 +52,7 @@ def ask_agent(home: AgentHome, kind: str = "status", seconds: float = _ANSWER_SE
     Raises: FileNotFoundError, ConnectionRefusedError, OSError, InvalidInput.
     """
     answer = {"renew": "renewal"}.get(kind, kind)
-    with socket.socket(socket.AF_UNIX) as connection, short_path(socket_path(home)) as name:
-        connection.settimeout(seconds)
-        connection.connect(name)
+    with _connected(home, seconds) as connection:
         connection.sendall(messages.encode_object({"type": kind}) + b"\n")
         with connection.makefile("rb") as lines:
             while line := lines.readline(_MAX_ANSWER_BYTES):
@@ -59,6 +60,28 @@ def ask_agent(home: AgentHome, kind: str = "status", seconds: float = _ANSWER_SE
                 if fields.get("type") == answer:
                     return fields
     raise ConnectionResetError("it closed the connection")
+
+
+def _connected(home: AgentHome, seconds: float) -> socket.socket:
+    """A connection to the agent, wherever it listens. Raises: OSError."""
+    try:
+        return _connect(socket_path(home), seconds)
+    except (FileNotFoundError, ConnectionRefusedError):
+        if not is_of(home, spare_path(home)):
+            raise
+    return _connect(spare_path(home), seconds)
+
+
+def _connect(path: Path, seconds: float) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(seconds)
+        with short_path(path) as name:
+            connection.connect(name)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _status_of(credential: Credential) -> dict[str, Any]:
@@ -93,6 +116,7 @@ def as_table(fields: dict[str, Any], role: str, now: datetime) -> str:
         ("renewal", _renewal(fields.get("renewal", {}))),
         ("applications", _applications(fields)),
         ("waiting", _waiting(fields)),
+        ("storage", _storage(fields.get("storage", {}))),
         ("spool", _spool(fields.get("spool", {}))),
         ("down-link", _downlink(fields.get("downlink", {}))),
     ]
@@ -133,6 +157,11 @@ def _renewal(fields: dict[str, Any]) -> str:
 def _applications(fields: dict[str, Any]) -> str:
     listed = [f"{each['app']} ({', '.join(each['commands'])})" for each in fields.get("applications", [])]
     return ", ".join(listed) if listed or "applications" not in fields else "none"
+
+
+def _storage(storage: dict[str, Any]) -> str:
+    """Nothing of one that takes writing, or of an agent that does not say."""
+    return f"{READ_ONLY_WORDS} [storage-read-only]; {READ_ONLY_HINT}" if storage.get("is_read_only") else ""
 
 
 def _spool(spool: dict[str, Any]) -> str:

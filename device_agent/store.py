@@ -17,6 +17,7 @@ verified, and is promoted at the next start if the crash came before `current`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -290,13 +291,26 @@ def _me() -> str:
     return f"{os.geteuid()}:{os.getegid()}"
 
 
+def _open_lock(home: AgentHome) -> int:
+    """What to lock: a file, or, where none can be made because nothing can, the home itself. Raises: OSError."""
+    file = home.path / "run" / "agent.lock"
+    try:
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        return os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+    try:
+        return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return os.open(home.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
 @contextlib.contextmanager
 def only_one(home: AgentHome) -> Iterator[None]:
     """While this lasts no other agent runs on the home, nor joins. Raises: FleetError if one does, or nobody can."""
-    run = home.path / "run"
     try:
-        run.mkdir(mode=0o700, exist_ok=True)
-        file = os.open(run / "agent.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        file = _open_lock(home)
     except OSError as error:
         raise FleetError(
             f"{home.path} cannot be written: {error.strerror or error}", hint="see what befell the disk: dmesg, df -h"

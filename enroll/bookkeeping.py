@@ -244,6 +244,9 @@ def _news(device: DeviceId, fused: Fused, before: PresenceRecord | None) -> Iter
         word = "online" if change.is_online else "offline"
         fields = {"device": device, "reason": _cut(change.reason), "said": _cut(change.said), "address": change.address}
         yield News(f"presence {device}", f"device.{word}", {name: value for name, value in fields.items() if value})
+    said = fused.after.said if fused.after.is_claimed else ""
+    if said and (before is None or before.said != said):
+        yield News(f"unwell {device}", "device.unwell", {"device": device, "said": _cut(said)})
     version = fused.after.agent_version
     if version and (before is None or before.agent_version != version):
         yield News(f"agent {device}", "device.agent", {"device": device, "version": _cut(version)})

@@ -34,6 +34,7 @@ def status(before: PresenceRecord | None, seen: StatusSeen, now: datetime, *, is
     heard_at = min(said.envelope.sent_at, now) if seen.is_retained else now
     known = before or _unknown(heard_at, now)
     has_changed = before is None or known.is_claimed != is_online or (not is_witnessed and known.is_online != is_online)
+    has_changed = has_changed or (is_online and known.said != said.reason)
     if seen.is_retained and not has_changed:
         return None
     after = replace(
@@ -41,7 +42,7 @@ def status(before: PresenceRecord | None, seen: StatusSeen, now: datetime, *, is
         agent_version=said.agent_version or known.agent_version,
         last_seen=max(heard_at, known.last_seen),
         is_claimed=is_online,
-        said="" if is_online else said.reason,
+        said=said.reason,
     )
     if is_witnessed:
         return Fused(replace(after, reason=Ending.NO_SESSION.value) if before is None and is_online else after)
@@ -51,10 +52,10 @@ def status(before: PresenceRecord | None, seen: StatusSeen, now: datetime, *, is
 def hello(before: PresenceRecord | None, seen: HelloSeen, now: datetime, *, is_witnessed: bool) -> Fused:
     """It takes commands now. It may have gone since it said so: that it is there is for the broker to say."""
     known = before or _unknown(now, now)
-    after = replace(known, agent_version=seen.agent_version, last_seen=now, is_claimed=True, said="")
+    after = replace(known, agent_version=seen.agent_version, last_seen=now, is_claimed=True, said=_of_online(known))
     if is_witnessed:
         return Fused(after)
-    return _by_its_own_word(before, after, True, "", now)
+    return _by_its_own_word(before, after, True, after.said, now)
 
 
 def session_seen(before: PresenceRecord | None, seen: SessionSeen, now: datetime) -> Fused | None:
@@ -71,7 +72,7 @@ def session_seen(before: PresenceRecord | None, seen: SessionSeen, now: datetime
     known = replace(known, last_seen=max(known.last_seen, at), **here)  # type: ignore[arg-type]
     if known.is_online:  # by its own word so far
         return Fused(known)
-    after, came = _moved(replace(known, said=""), True, "", at, is_first=before is None)
+    after, came = _moved(replace(known, said=_of_online(known)), True, "", at, is_first=before is None)
     return Fused(after, changes + came)
 
 
@@ -90,7 +91,8 @@ def _by_its_own_word(
     alone = replace(after, boot="", session=0, address="", broker="")
     if before is not None and before.is_online == is_online:
         return Fused(replace(alone, reason=reason))
-    moved, changes = _moved(replace(alone, said=""), is_online, reason, now, is_first=before is None)
+    alone = replace(alone, said=reason if is_online else "")
+    moved, changes = _moved(alone, is_online, reason, now, is_first=before is None)
     return Fused(moved, changes)
 
 
@@ -102,6 +104,11 @@ def _moved(
     change = PresenceChange(before.changes, at, is_online, reason, said, before.address, before.broker, since)
     after = replace(before, is_online=is_online, reason=reason, changed_at=at, changes=before.changes + 1)
     return replace(after, last_seen=max(after.last_seen, at)), (change,)
+
+
+def _of_online(known: PresenceRecord) -> str:
+    """What is wrong with it by its own word; not why it left some time ago."""
+    return known.said if known.is_claimed else ""
 
 
 def _unknown(seen: datetime, now: datetime) -> PresenceRecord:

@@ -40,6 +40,32 @@ def default_path() -> Path:
     return Path(os.environ.get("DEVICE_AGENT_HOME", "/var/lib/device-agent")) / "run" / "app.sock"
 
 
+def spare_path(path: Path) -> Path | None:
+    """Where an agent listens that could not make `path`, if it does: its home takes no writing, as on a worn card.
+
+    Anybody may make a file there; only what belongs to the owner of the home is the agent's.
+    """
+    home = path.absolute().parent.parent
+    spare = Path("/dev/shm") / f"device-agent{str(home).replace('/', '-')}.sock"  # noqa: S108 - see above
+    try:
+        return spare if spare.lstat().st_uid == home.stat().st_uid else None
+    except OSError:
+        return None
+
+
+def _greeted(path: Path, hello: bytes) -> socket.socket:
+    """A connection on which `hello` was said. Raises: OSError."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(SEND_SECONDS)
+        connection.connect(str(path))
+        connection.sendall(hello)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
 def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -126,24 +152,19 @@ class Agent:
     def _connect(self) -> bool:
         if self._socket is not None:
             return True
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.settimeout(SEND_SECONDS)
-            connection.connect(str(self._path))
-            register = {
-                "type": "register",
-                "app": self._app,
-                "commands": list(self._commands),
-                "schemas": self._schemas,
-            }
-            connection.sendall(json.dumps(register).encode() + b"\n")
-        except OSError as error:
-            connection.close()
-            self._tell(f"waiting for the agent: {self._path}: {error.strerror or error}")
-            return False
-        self._socket = connection
-        self._tell(f"ready {self._path}")
-        return True
+        register = {"type": "register", "app": self._app, "commands": list(self._commands), "schemas": self._schemas}
+        hello = json.dumps(register).encode() + b"\n"
+        problem = ""
+        for path in filter(None, (self._path, spare_path(self._path))):
+            try:
+                self._socket = _greeted(path, hello)
+            except OSError as error:
+                problem = problem or f"{path}: {error.strerror or error}"
+            else:
+                self._tell(f"ready {path}")
+                return True
+        self._tell(f"waiting for the agent: {problem}")
+        return False
 
     def _flush(self) -> None:
         while self._unsent and self._socket is not None:

@@ -36,6 +36,8 @@ GOODBYE_SECONDS: Final = 3.0
 SWITCH_SECONDS: Final = 0.2
 # Firmware starts beside the agent: commands that wait at the broker may come before it.
 APPLICATION_GRACE_SECONDS: Final = 10.0
+# What an admin reads of such a device, in its status.
+READ_ONLY: Final = "storage is read-only"
 # So many connections in a row that worked and broke at once are no accident.
 SUSPICIOUS_SHORT_LIVES: Final = 3
 
@@ -122,7 +124,12 @@ def on_subscribed(state: State, event: Subscribed, moment: Moment, effects: list
     if not state.was_ready:
         effects.append(AnnounceReady())
     state = replace(state, link=link, was_ready=True, failure=None, failed_at=None, tried=0)
-    return catalogue.tell(greet(_queue_presence(state, Presence.ONLINE, "", moment), moment), moment)
+    return catalogue.tell(greet(say_online(state, moment), moment), moment)
+
+
+def say_online(state: State, moment: Moment) -> State:
+    """Retained by the broker, with what is wrong with the device."""
+    return _queue_presence(state, Presence.ONLINE, READ_ONLY if state.is_read_only else "", moment)
 
 
 def greet(state: State, moment: Moment) -> State:

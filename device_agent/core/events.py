@@ -106,6 +106,13 @@ class ShadowSaved:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageChanged:
+    """The file system of the home takes no more writing, or takes it again."""
+
+    is_read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SpoolOpened:
     """What is on disk. `problem`: the spool that was there was damaged and is kept aside; this one is new."""
 
@@ -249,6 +256,7 @@ Event = (
     | Sent
     | Journalled
     | ShadowSaved
+    | StorageChanged
     | SpoolOpened
     | SpoolWritten
     | SpoolRead

@@ -39,10 +39,8 @@ from device_agent.core.events import (
 from device_agent.core.shelf import NEVER
 from device_agent.core.state import Renewal, Stage, State, Stopped, Stopping
 from device_agent.failures import Cause, Failure
-from device_agent.outbox import Class
 from device_agent.renewal import Code, Problem
-from fleet import topics
-from fleet.messages import encode_object, format_time
+from fleet.messages import format_time
 
 # However far off the time is: the clock on the wall may be set meanwhile.
 _LOOK_SECONDS: Final = 3_600.0
@@ -58,6 +56,9 @@ _ASKED_EVERY_SECONDS: Final = 60.0
 _CLOSED_IN_A_ROW: Final = 3
 # A successor may not come to a connection for the whole of its life: then it is renewed all the same.
 _LOOKING: Final = (Stage.IDLE, Stage.TRYING)
+_READ_ONLY: Final = Problem(
+    Code.DISK, "the storage is read-only: a new key could not be kept", "see what befell the card: dmesg; replace it"
+)
 _REFUSALS: Final = (Cause.REFUSED, Cause.OWN_EXPIRED, Cause.LOCAL)
 
 
@@ -138,6 +139,8 @@ def _begin_if_due(state: State, moment: Moment, effects: list[Effect]) -> State:
         return _with(state, look_at=moment.monotonic + min(max(seconds, _SOONEST_SECONDS), _LOOK_SECONDS))
     if not moment.is_confirmed and not renewal.is_asked:  # a clock that nobody has confirmed may say 2040
         return _with(state, look_at=moment.monotonic + _UNCONFIRMED_SECONDS)
+    if state.is_read_only:  # the service would certify a key that nothing remembers
+        return _failed(state, _READ_ONLY, moment, effects)
     effects.append(Renew(renewal.is_paced or renewal.is_asked, renewal.is_fresh))
     effects.append(Log(logging.INFO, "renewal.begun", (("serial", state.settings.serial),)))
     return _with(state, stage=Stage.PREPARING)
@@ -222,6 +225,14 @@ def on_event(state: State, event: RenewalEvent, moment: Moment, effects: list[Ef
             assert_never(event)
 
 
+def on_writable(state: State, moment: Moment) -> State:
+    """What failed for want of storage need not wait for its next turn."""
+    problem = state.renewal.problem
+    if state.renewal.stage is not Stage.IDLE or problem is None or problem.code != Code.DISK:
+        return state
+    return _with(state, look_at=moment.monotonic + state.settings.life.spread_seconds(moment.chance, is_over=False))
+
+
 def _on_put_off(state: State, wait_seconds: float, moment: Moment, effects: list[Effect]) -> State:
     seconds = state.settings.life.paced_seconds(moment.utc, wait_seconds)
     effects.append(Log(logging.INFO, "renewal.put_off", (("seconds", f"{seconds:.1f}"),)))
@@ -299,11 +310,8 @@ def _on_unconfirmed(state: State, problem: Problem, moment: Moment, effects: lis
 
 
 def _tell_fleet(state: State, told: dict[str, Any], moment: Moment) -> State:
-    """An event to whoever listens; it outlives an outage as every event does."""
-    state, envelope = state.envelope(moment)
-    topic = topics.Event(state.settings.device, "renewal").format()
-    payload = encode_object(envelope.fields() | {"data": told})
-    return state.queue(Class.ALARM, topic, payload, accepted=moment.monotonic)
+    """An event to whoever listens."""
+    return state.tell_fleet("renewal", told, moment)
 
 
 def _with(state: State, **changes: Any) -> State:

@@ -139,6 +139,7 @@ def status_line(state: State, moment: Moment) -> dict[str, Any]:
             "error": state.spool.error,
             "problem": state.spool.problem,
         },
+        "storage": {"is_read_only": state.is_read_only},
         "set_aside_messages": state.set_aside,
         "downlink": _downlink(state),
         "unfinished_commands": state.journal.unfinished,

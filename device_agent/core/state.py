@@ -21,7 +21,8 @@ from fleet.address import Address
 from fleet.arguments import Schema
 from fleet.catalogue import Catalogue
 from fleet.identity import DeviceId, Serial
-from fleet.messages import Envelope
+from fleet.messages import Envelope, JsonObject, encode_object
+from fleet.topics import Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +237,8 @@ class State:
     `tell_commands_at`, `told_commands_at`: when the fleet is, and was, told what is `declared` (monotonic).
 
     `ask_again_at`: when what applications asked of renewals will have been one a minute (monotonic).
+
+    `is_read_only`: nothing can be written down.
     """
 
     settings: Settings
@@ -268,6 +271,7 @@ class State:
     renewal: Renewal = field(default_factory=Renewal)
     downlink: Downlink = field(default_factory=Downlink)
     shadowing: Shadowing = field(default_factory=Shadowing)
+    is_read_only: bool = False
 
     @property
     def is_online(self) -> bool:
@@ -289,6 +293,13 @@ class State:
         """With one more message in the outbox."""
         message = Outgoing(self.handles, kind, topic, payload, qos, kind is Class.PRESENCE, command_id, accepted)
         return replace(self, handles=self.handles + 1, outbox=self.outbox.put(message))
+
+    def tell_fleet(self, kind: str, data: JsonObject, moment: Moment) -> State:
+        """With one more event of the agent's own; it outlives an outage as every event does."""
+        state, envelope = self.envelope(moment)
+        payload = encode_object(envelope.fields() | {"data": data})
+        topic = Event(self.settings.device, kind).format()
+        return state.queue(Class.ALARM, topic, payload, accepted=moment.monotonic)
 
 
 def initial(

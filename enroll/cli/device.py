@@ -192,6 +192,7 @@ def show(id: IdArgument, output: OutputOption = Output.TABLE, home: HomeOption =
         ("labels", ", ".join(f"{name}={value}" for name, value in noted.items()) or "-"),
         ("online", _online(summary)),
         ("since", minute(heard.changed_at if heard else None)),
+        *coming.trouble(),
         *coming.place(),
         ("reason", (heard.reason if heard else "") or "-"),
         ("last seen", ago(heard.last_seen, moment) if heard else "-"),

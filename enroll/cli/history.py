@@ -93,6 +93,15 @@ class Coming:
         heard = self.heard
         return [("address", f"{heard.address} at {heard.broker}")] if heard is not None and heard.address else []
 
+    def trouble(self) -> list[tuple[str, str]]:
+        """By a label, what a device that is connected says to be wrong with it."""
+        return [("trouble", self._trouble)] if self._trouble else []
+
+    @property
+    def _trouble(self) -> str:
+        heard = self.heard
+        return heard.said if heard is not None and heard.is_online and heard.is_claimed else ""
+
     def rows(self) -> list[tuple[str, str]]:
         """Each change in a line, the first by a label."""
         return [("history" if not at else "", _line(change)) for at, change in enumerate(self.changes)]
@@ -104,6 +113,7 @@ class Coming:
             "since": None if heard is None else time_or_none(heard.changed_at),
             "address": None if heard is None else heard.address,
             "broker": None if heard is None else heard.broker,
+            "trouble": self._trouble,
             "history": [change_fields(change) for change in self.changes],
         }
 

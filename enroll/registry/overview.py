@@ -52,6 +52,7 @@ _STATES = (
     select(principals.c.state, func.count()).where(principals.c.role == Role.DEVICE.value).group_by(principals.c.state)
 )
 _ONLINE = select(func.count()).select_from(presence).where(presence.c.online)
+_UNWELL = select(presence.c.principal).where(presence.c.online, presence.c.claimed, presence.c.said != "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,12 @@ def counts(transaction: Connection) -> dict[str, int]:
     states: dict[str, int] = dict(transaction.execute(_STATES).all())
     online = transaction.execute(_ONLINE).scalar_one()
     return {"known": sum(states.values()), "online": online} | {state: states[state] for state in sorted(states)}
+
+
+def unwell(transaction: Connection, limit: int) -> list[DeviceId]:
+    """Up to `limit` devices that are online and say that something is wrong with them, by id."""
+    found = transaction.execute(_UNWELL.order_by(presence.c.principal).limit(limit))
+    return [DeviceId(name) for (name,) in found]
 
 
 def summary(transaction: Connection, id: DeviceId) -> Summary | None:

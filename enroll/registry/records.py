@@ -250,8 +250,8 @@ class CommandRecord:
 class PresenceRecord:
     """Whether a device is connected, since when, and when it was last heard of.
 
-    `is_claimed` and `said` are its own word: that it is online and takes commands, and why it left. `boot` and
-    `session` name the session that its broker has or had last, if the broker tells. `changes` were counted so far.
+    `is_claimed` and `said` are its own word: that it is online and takes commands, and what is wrong, or why it left.
+    `boot` and `session` name the session that its broker has or had last, if it tells. `changes` were counted so far.
     """
 
     is_online: bool

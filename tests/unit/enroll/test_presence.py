@@ -123,6 +123,23 @@ def test_what_a_device_says_when_it_leaves_is_kept_beside_the_reason() -> None:
     assert "" == changes[-1].said, "of the session before"
 
 
+@pytest.mark.parametrize("is_witnessed", [True, False])
+def test_what_is_wrong_with_a_device_that_is_online_is_kept_until_it_says_that_it_is_well(is_witnessed: bool) -> None:
+    """An admin would never hear that the storage of a device is read-only; or for ever."""
+    unwell, well = status(Presence.ONLINE, "storage is read-only"), status(Presence.ONLINE)
+    session = [seen(1)] if is_witnessed else []
+    hello = HelloSeen(PUMP, "1.0")
+    for order in ([*session, unwell, hello], [unwell, *session, hello], [well, *session, hello, unwell]):
+        found, changes = told(*order, is_witnessed=is_witnessed)
+        assert (True, "storage is read-only") == (found.is_online, found.said)
+        assert {True} == {change.is_online for change in changes}
+    found, _ = told(*session, unwell, hello, well, is_witnessed=is_witnessed)
+    assert "" == found.said
+    kept = status(Presence.ONLINE, "storage is read-only", is_retained=True)
+    found, _ = told(*session, well, kept, is_witnessed=is_witnessed)
+    assert "storage is read-only" == found.said, "heard by a dispatch that was away"
+
+
 def test_how_long_it_was_what_it_was_is_kept() -> None:
     """The history would not say for how long a device was away."""
     _, changes = told(seen(1, 0), over(1, seconds=1), seen(3, 2), over(3, seconds=3))
