@@ -86,7 +86,9 @@ class _Lines:
         return message
 
     def __iter__(self) -> Iterator[tuple[Sender, Waiting]]:
-        return ((sender, message) for sender, line in self._lines.items() for message in line.messages)
+        for sender, line in self._lines.items():
+            for message in line.messages:
+                yield sender, message
 
     def clear(self) -> None:
         self._lines.clear()

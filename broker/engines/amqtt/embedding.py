@@ -6,9 +6,9 @@ is still there.
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from functools import partial
-from typing import Final, NoReturn
+from typing import Final, NoReturn, cast
 
 from amqtt.broker import Broker, Server
 from amqtt.contexts import BrokerConfig, ListenerConfig
@@ -44,10 +44,12 @@ class FleetBroker(Broker):
         self._bound = bound
 
     async def _start_listeners(self) -> None:
-        instance = await self._door.loop.create_server(
-            partial(Connection, self._door), sock=self._bound, backlog=_BACKLOG
-        )
+        instance = await self._door.loop.create_server(self._new_connection, sock=self._bound, backlog=_BACKLOG)
         self._servers["default"] = Server("default", instance)
+
+    def _new_connection(self) -> asyncio.Protocol:
+        # It has no base, or mypyc would not compile it; the loop calls methods and looks at no class.
+        return cast("asyncio.Protocol", Connection(self._door))
 
     async def _broadcast_message(
         self, session: Session | None, topic: str | None, data: bytes | bytearray | None, force_qos: int | None = None

@@ -7,7 +7,7 @@ directory and a kept session do to the same state stands side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from broker.directory import Change
@@ -111,9 +111,9 @@ class Hub:
                 found.deepest_queue = max(found.deepest_queue, unloaded.count + len(session.waiting))
         return found
 
-    def live(self) -> Iterable[tuple[FleetSession, Client]]:
+    def live(self) -> list[tuple[FleetSession, Client]]:
         """Every session with a connection."""
-        return ((s, s.client) for s in list(self.sessions.values()) if s.client is not None)
+        return [(s, s.client) for s in self.sessions.values() if s.client is not None]
 
     # Coming and going
 
@@ -170,7 +170,6 @@ class Hub:
         self.add(session)
         session.client = Client(decision.client_id, decision.entry.principal, serial, peer_address)
         session.link = link
-        session.transitions.connect()
         commit = self._keep(session)
         connack = packets.connack(admission.ACCEPTED, session_present=is_present)
         if self.journal is not None and commit > self.journal.committed:
@@ -246,7 +245,6 @@ class Hub:
         session.link = session.client = session.will = None
         if link is None or client is None:
             return
-        session.transitions.disconnect()
         if session.clean_session:
             self._forget(session)
         if self.journal is not None:

@@ -47,8 +47,8 @@ _MAX_CHECK_SECONDS: Final = 60.0  # also how late a clock that jumped is noticed
 _LOST_ON_THE_WAY: Final = (Reason.REVOKED, Reason.SUSPENDED, Reason.REMOVED, Reason.SUPERSEDED, Reason.EXPIRED)
 
 
-class Connection(asyncio.Protocol):
-    """One client's connection; the link of a session once it was let in."""
+class Connection:
+    """One client's connection; the link of a session once it was let in. To the loop, an asyncio.Protocol."""
 
     __slots__ = (
         "_address",
@@ -201,7 +201,7 @@ class Connection(asyncio.Protocol):
     def answer_pings(self) -> None:
         """Without what was to be answered before them."""
         waiting = self._after or ()
-        self._after = deque(each for each in waiting if each[1] is not packets.PINGRESP)
+        self._after = deque([each for each in waiting if each[1] is not packets.PINGRESP])
         for _ in range(len(waiting) - len(self._after)):
             self.send(packets.PINGRESP)
 

@@ -129,9 +129,13 @@ class Publish:
         return encode_length(len(name) + 2 + len(self.frame) - self._body_at) + name
 
 
-@dataclass(slots=True)  # not frozen: one is made for every message, and freezing costs thrice
+@dataclass(slots=True, init=False)  # not frozen: one is made for every message, and freezing costs thrice
 class Puback:
     packet_id: int
+
+    def __init__(self, packet_id: int) -> None:
+        # Written out, for mypyc compiles none that is made at run time.
+        self.packet_id = packet_id
 
 
 @dataclass(slots=True)

@@ -14,14 +14,12 @@ from typing import Any
 import pytest
 from amqtt.broker import Broker
 from amqtt.errors import BrokerError
-from amqtt.session import OutgoingApplicationMessage, Session
 
 from broker.directory import Directory
 from broker.engine import Rules
 from broker.engines.amqtt.door import Door
 from broker.engines.amqtt.embedding import OVERRIDDEN, FleetBroker
 from broker.engines.amqtt.hub import Hub
-from broker.engines.amqtt.session import Delivery, FleetSession
 from broker.trust import load_trust
 from fleet.identity import Serial, Server
 from fleet.limits import Limits
@@ -48,12 +46,6 @@ def test_every_hook_is_amqtts_and_takes_what_amqtt_passes(name: str) -> None:
     parameters = inspect.signature(ours).parameters.values()
     if not any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         assert list(inspect.signature(theirs).parameters) == list(inspect.signature(ours).parameters)
-
-
-def test_a_session_asks_nothing_of_the_state_machine_that_ours_lacks() -> None:
-    """amqtt would fail on a session of ours."""
-    assert FleetSession._init_states is not Session._init_states
-    assert issubclass(Delivery, OutgoingApplicationMessage)
 
 
 @pytest.mark.parametrize("name", ["stream_connected", "ws_connected", "external_connected", "_client_connected"])
