@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
 from enroll.cli.options import HomeOption, group
-from enroll.cli.plain import PlainCommand, plain_parameters
+from enroll.cli.plain import PlainCommand, PlainGroup
 
 COMMANDS: Final = {
     "init": "Make a fleet: its CA, registry and first identities.",
@@ -57,12 +57,8 @@ def load(name: str) -> _Command:
     return command
 
 
-class _Commands(TyperGroup):
+class _Commands(PlainGroup):
     """Knows names and a line of each; gets the one that is typed."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        plain_parameters(self.params)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, _Command | None, list[str]]:
         name, listed, rest = super().resolve_command(ctx, args)

@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin
 
-from typer.core import TyperArgument, TyperCommand, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.models import ParameterInfo
 
 NOT_PLAIN: Final = object()
@@ -22,7 +22,7 @@ class PlainOption(TyperOption):
 
     def process_value(self, ctx: Any, value: Any) -> Any:
         found = plain(self, value)
-        return super().process_value(ctx, value) if found is NOT_PLAIN else found
+        return super().process_value(ctx, value) if found is NOT_PLAIN else _called_back(self, ctx, found)
 
 
 class PlainArgument(TyperArgument):
@@ -30,29 +30,40 @@ class PlainArgument(TyperArgument):
 
     def process_value(self, ctx: Any, value: Any) -> Any:
         found = plain(self, value)
-        return super().process_value(ctx, value) if found is NOT_PLAIN else found
-
-
-def plain_parameters(parameters: list[Any]) -> None:
-    """Make each of them a plain one; Typer has no other way to say which class a parameter is of."""
-    for each in parameters:
-        if type(each) is TyperOption:
-            each.__class__ = PlainOption
-        elif type(each) is TyperArgument:
-            each.__class__ = PlainArgument
+        return super().process_value(ctx, value) if found is NOT_PLAIN else _called_back(self, ctx, found)
 
 
 class PlainCommand(TyperCommand):
     """A command with plain parameters."""
 
-    def __init__(self, name: str | None, **settings: Any) -> None:
-        super().__init__(name, **settings)
-        plain_parameters(self.params)
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _plain_parameters(super().get_params(ctx))
+
+
+class PlainGroup(TyperGroup):
+    """A noun with plain parameters: `--help` is one."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _plain_parameters(super().get_params(ctx))
+
+
+def _plain_parameters(parameters: list[Any]) -> list[Any]:
+    """The same, each a plain one from now on; Typer lets nobody say of which class it makes them."""
+    for each in parameters:
+        if type(each) is TyperOption:
+            each.__class__ = PlainOption
+        elif type(each) is TyperArgument:
+            each.__class__ = PlainArgument
+    return parameters
+
+
+def _called_back(parameter: TyperOption | TyperArgument, ctx: Any, value: Any) -> Any:
+    return value if parameter.callback is None else parameter.callback(ctx, parameter, value)
 
 
 def plain(parameter: TyperOption | TyperArgument, value: Any) -> Any:
     """What Typer makes of `value` for this parameter, or NOT_PLAIN: then nobody knows before it was asked."""
-    if parameter.callback is not None or (parameter.required and not value):
+    if parameter.required and not value:
         return NOT_PLAIN
     is_many = parameter.nargs == -1 or bool(getattr(parameter, "multiple", False))
     if value is None:

@@ -44,7 +44,8 @@ def every_kind(
 def parameters(cls: type[TyperCommand]) -> dict[str, Any]:
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(cls=cls)(every_kind)
-    return {each.name: each for each in get_command(app).params}
+    command = get_command(app)
+    return {each.name: each for each in command.get_params(typer.Context(command))}
 
 
 TYPERS: Final = parameters(Kept)
