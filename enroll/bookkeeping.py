@@ -94,11 +94,13 @@ class Books:
         except Exception as error:
             if len(reports) + len(taken) <= 1:
                 self._set_aside(reports, error)
+                for command in taken:
+                    self.aside.add(command, "sent", error)
                 return []
-        due = self.enter((), taken, now)
-        for report in reports:  # alone, so that only what is wrong is left out
-            due += self.enter((report,), (), now, is_witnessed=is_witnessed)
-        return due
+        # Alone, so that only what is wrong is left out.
+        for some in [taken] if reports else [(command,) for command in taken]:
+            self.enter((), some, now)
+        return [each for report in reports for each in self.enter((report,), (), now, is_witnessed=is_witnessed)]
 
     def _enter_all(
         self, reports: Sequence[Report], taken: Sequence[str], now: datetime, is_witnessed: bool
