@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from enroll.backoff import Backoff
 from enroll.bridge.entities import values
 from enroll.bridge.house import House, Publication
-from enroll.bridge.second import OFFLINE, Second, SecondConnection
+from enroll.bridge.second import OFFLINE, NotTrusted, Second, SecondConnection
 from enroll.export.exporter import Ports
 from enroll.export.readings import read
 from enroll.mqtt_client import Connection, Incoming
@@ -55,7 +55,7 @@ class Bridge:
     _aside: Sparsely = field(default_factory=lambda: Sparsely(forget_seconds=3600.0))
 
     def run(self) -> None:
-        """Show the fleet until stopped. Raises: Denied (a broker refused the first connection), FleetError."""
+        """Show the fleet until stopped. Raises: Denied, NotTrusted (at the first connection), FleetError."""
         backoff = Backoff(self.ports.random)
         while not self.ports.is_stopping():
             began = self.ports.monotonic()
@@ -75,9 +75,9 @@ class Bridge:
                 finally:
                     self._say_offline(second)
         except (Unreachable, Denied, RegistryUnavailable) as error:
-            if isinstance(error, Denied) and not self._was_ready:
+            if isinstance(error, Denied | NotTrusted) and not self._was_ready:
                 raise
-            _log.warning(event("bridge.offline", reason=error.message))
+            _log.warning(event("bridge.offline", reason=error.message, hint=error.hint or None))
 
     def _say_offline(self, second: SecondConnection) -> None:
         """A connection that is closed in order leaves no will."""

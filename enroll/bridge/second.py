@@ -17,17 +17,28 @@ from paho.mqtt.reasoncodes import ReasonCode
 from enroll.bridge.house import Publication
 from fleet.address import Address
 from fleet.errors import Denied, FleetError, InvalidInput, Unreachable, reason_of
+from fleet.layout import IdentityFiles
 
 _SECONDS: Final = 10.0
 _KEEPALIVE_SECONDS: Final = 30
 _MAX_UNCONFIRMED: Final = 20
+_WANTS: Final = "does it want a certificate? --cert FILE --key FILE"
+_OTHER_NAME: Final = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+_DATES: Final = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 ONLINE: Final = b"online"
 OFFLINE: Final = b"offline"
 
 
+class NotTrusted(Unreachable):
+    """What answers is not that broker, as far as a certificate can tell."""
+
+
 @dataclass(frozen=True, slots=True)
 class Second:
-    """Where it is, and as whom we come. `is_tls`: encrypted; `ca`: whom to believe, if not the system's."""
+    """Where it is, and as whom we come. `is_tls`: encrypted; `ca`: whom to believe, if not the system's.
+
+    `identity`: the certificate that we show, for a broker that wants one.
+    """
 
     address: Address
     client_id: str
@@ -35,6 +46,7 @@ class Second:
     password: str | None = field(default=None, repr=False)
     is_tls: bool = False
     ca: Path | None = None
+    identity: IdentityFiles | None = None
 
     def __str__(self) -> str:
         return f"{'mqtts' if self.is_tls else 'mqtt'}://{self.address}"
@@ -70,7 +82,7 @@ class SecondConnection:
         if second.user is not None:
             client.username_pw_set(second.user, second.password)
         if second.is_tls:
-            client.tls_set_context(_context(second.ca))
+            client.tls_set_context(_context(second))
         client.on_connect = self._on_connect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
@@ -79,14 +91,14 @@ class SecondConnection:
 
     @classmethod
     def open(cls, second: Second, availability: str, monotonic: Callable[[], float]) -> Self:
-        """A connection that is let in. Raises: Unreachable, Denied, FleetError (the file of `ca`)."""
+        """A connection that is let in. Raises: Unreachable, NotTrusted, Denied, FleetError (our files)."""
         connection = cls(second, availability)
         try:
             connection._client.connect(second.address.host, second.address.port, _KEEPALIVE_SECONDS)
             connection._until(lambda: connection._answer is not None, "no CONNACK", monotonic)
         except (OSError, ValueError) as error:
             connection.close()
-            raise Unreachable(f"{second}: {reason_of(error)}", hint="is it the right address?") from error
+            raise _no_connection(second, error) from error
         except BaseException:
             connection.close()
             raise
@@ -155,7 +167,8 @@ class SecondConnection:
         if self._ended or self._client.loop(seconds) != paho.MQTT_ERR_SUCCESS:
             if self._answer is not None and self._answer.is_failure:
                 return  # the refusal says more than the end that comes with it
-            raise Unreachable(f"{self._second}: the connection has ended")
+            hint = "" if self._answer is not None or not self._second.is_tls else _WANTS
+            raise Unreachable(f"{self._second}: the connection has ended", hint=hint)
 
     def _on_connect(self, client: paho.Client, data: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         self._answer = reason
@@ -171,8 +184,43 @@ class SecondConnection:
         self._ended = True
 
 
-def _context(ca: Path | None) -> ssl.SSLContext:
+def _no_connection(second: Second, error: OSError | ValueError) -> Unreachable:
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        hint = "does it speak TLS on that port?" if isinstance(error, ssl.SSLError) else "is it the right address?"
+        return Unreachable(f"{second}: {reason_of(error)}", hint=hint)
+    said = error.verify_message.rstrip(".").lower()
+    if error.verify_code in _DATES:  # ours, or theirs, may be set yet
+        return Unreachable(f"{second}: {said}", hint="is the time right, here and there?")
+    if error.verify_code in _OTHER_NAME:
+        return NotTrusted(f"{second}: its certificate is another's: {said}", hint="connect to a name that it has")
+    by = "the system's CAs" if second.ca is None else str(second.ca)
+    return NotTrusted(f"{second}: its certificate is not good by {by}: {said}", hint="--ca FILE: who has issued it")
+
+
+class _Socket(ssl.SSLSocket):
+    """One that is closed if the handshake fails: paho leaves it to the garbage collector, and we try for ever."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
+def _context(second: Second) -> ssl.SSLContext:
+    """Raises: FleetError."""
     try:
-        return ssl.create_default_context(cafile=None if ca is None else str(ca))
+        context = ssl.create_default_context(cafile=None if second.ca is None else str(second.ca))
+        context.sslsocket_class = _Socket
     except (OSError, ValueError) as error:
-        raise FleetError(f"{ca} cannot be used: {error}", hint="the CA's certificate in PEM") from error
+        raise FleetError(f"{second.ca} cannot be used: {error}", hint="the CA's certificate in PEM") from error
+    if second.identity is not None:
+        files = second.identity
+        try:
+            # An encrypted key would have OpenSSL ask whoever is at the terminal.
+            context.load_cert_chain(files.certificate, files.key, password=lambda: b"")
+        except (OSError, ValueError) as error:
+            what = f"{files.certificate} with {files.key} cannot be used: {reason_of(error)}"
+            raise FleetError(what, hint="a certificate and its key in PEM, not encrypted") from error
+    return context

@@ -8,6 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -20,7 +21,7 @@ from enroll.cli.selected import Members, WhereOption, ids_of
 from fleet.address import Address, parse_address
 from fleet.errors import InvalidInput
 from fleet.identity import DeviceId, Role
-from fleet.layout import AgentHome
+from fleet.layout import AgentHome, IdentityFiles
 from fleet.logs import log_to
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ def home_assistant(
     ] = None,
     tls: Annotated[bool, typer.Option("--tls", help="Encrypted, and verified by the system's CAs.")] = False,
     ca: Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="Encrypted, and verified by this CA.")] = None,
+    cert: Annotated[
+        Path | None, typer.Option("--cert", metavar="FILE", help="What to show to a broker that wants a certificate.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Its key.")] = None,
     prefix: Annotated[str, typer.Option(metavar="TOPIC", help="Home Assistant's discovery prefix.")] = "homeassistant",
     name: Annotated[str, typer.Option(metavar="NAME", help="This bridge's name in topics and ids.")] = "mqtt-fleet",
     unit: Annotated[
@@ -68,7 +73,10 @@ def home_assistant(
     from enroll.bridge.units import parse_told
 
     at, layout, units = admin_home(home), Layout(prefix, name), parse_told(unit or [])
-    second = _second(parse_address(address), user, password_file, ca, f"{name}-bridge", is_tls=tls or ca is not None)
+    identity_there = _identity(cert, key)
+    is_tls = tls or ca is not None or identity_there is not None
+    told = _second(parse_address(address), user, password_file, f"{name}-bridge", is_tls=is_tls)
+    second = replace(told, ca=ca, identity=identity_there)
     source = _source(at, identity, broker, name)
     log_to(logging.StreamHandler())
     with open_registry(at) as registry, contextlib.closing(Roster(registry, _wanted(group, where))) as roster:
@@ -93,9 +101,7 @@ def _run(source: Source, second: Second, layout: Layout, units: dict[str, Unit],
         Bridge(source.connect, second, House(layout, units, version("mqtt-fleet")), roster, ports).run()
 
 
-def _second(
-    address: Address, user: str | None, password_file: Path | None, ca: Path | None, client_id: str, *, is_tls: bool
-) -> Second:
+def _second(address: Address, user: str | None, password_file: Path | None, client_id: str, *, is_tls: bool) -> Second:
     from enroll.bridge.second import Second, read_password
 
     if password_file is not None and user is None:
@@ -103,7 +109,15 @@ def _second(
     if not is_tls and not _is_near(address.host):
         say(f"what goes to {address} is not encrypted: --tls, or --ca FILE")
     password = None if password_file is None else read_password(password_file)
-    return Second(address, client_id, user, password, is_tls, ca)
+    return Second(address, client_id, user, password, is_tls)
+
+
+def _identity(certificate: Path | None, key: Path | None) -> IdentityFiles | None:
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise InvalidInput("a certificate and its key go together", hint="--cert FILE --key FILE")
+    return IdentityFiles(certificate, key)
 
 
 def _is_near(host: str) -> bool:

@@ -3,50 +3,25 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
 
-from tests.processes import Program, run
+from tests.processes import Program
 from tests.system.agents import LiveFleet, live_fleet
 from tests.system.exports import connected, joined_service
+from tests.system.houses import Second
+from tests.unit.device_agent.authority import new_authority
 from tests.unit.enroll.bridge.home_assistant import DISCOVERY
 
 ROOT = "homeassistant/mqtt-fleet"
 
 
-class Second:
-    """The broker that Home Assistant uses: with a user, and with what it keeps in memory alone."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port = listener.getsockname()[1]
-        self.password = folder / "password"
-        self.password.write_text("correct horse\n")
-        users, self._config = folder / "users", folder / "mosquitto.conf"
-        run("mosquitto_passwd", "-b", "-c", users, "ha", "correct horse").check()
-        self._config.write_text(f"listener {self.port} 127.0.0.1\nuser root\npassword_file {users}\n")
-
-    @contextmanager
-    def running(self) -> Iterator[Program]:
-        """The broker, and who hears all that is said there: lines of retained (0, 1), topic and payload."""
-        with Program("mosquitto", "-c", self._config) as broker:
-            broker.wait_for_line(r"mosquitto version \S+ running", stream="stderr")
-            login = ("-h", "127.0.0.1", "-p", self.port, "-u", "ha", "-P", "correct horse")
-            listen = ("mosquitto_sub", *login, "-d", "-q", 1, "-t", "#", "-F", "got %r %t %p")
-            with Program("stdbuf", "-oL", *listen) as listener:
-                listener.wait_for_line("^Subscribed")
-                yield listener
-
-    def bridge(self, fleet: LiveFleet, password: Path | None = None) -> Program:
-        login = ("--user", "ha", "--password-file", password or self.password)
-        return Program(
-            *("enroll", "bridge", "home-assistant", f"127.0.0.1:{self.port}"), *login, "--home", fleet.home.path
-        )
+def bridge_to(second: Second, fleet: LiveFleet, password: Path | None = None, ca: Path | None = None) -> Program:
+    options = second.options(password or second.password, ca)
+    return Program("enroll", "bridge", "home-assistant", *options, "--home", fleet.home.path)
 
 
 def config_of(listener: Program, device: str) -> dict[str, object]:
@@ -73,7 +48,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
 def test_a_house_sees_who_is_there_and_nobody_else(fleet: LiveFleet, tmp_path: Path) -> None:
     """A device would be missing in Home Assistant, or be shown after it was revoked, or after a broker forgot all."""
     second = Second(tmp_path)
-    with connected(fleet, "pump-1") as first, connected(fleet, "pump-2") as other, second.bridge(fleet) as bridge:
+    with connected(fleet, "pump-1") as first, connected(fleet, "pump-2") as other, bridge_to(second, fleet) as bridge:
         bridge.wait_for_line("bridge.offline", stream="stderr")  # Home Assistant's broker starts later
         with second.running() as listener:
             bridge.wait_for_line(rf"^bridge: ready mqtt://127.0.0.1:{second.port}$")
@@ -92,7 +67,7 @@ def test_a_house_sees_who_is_there_and_nobody_else(fleet: LiveFleet, tmp_path: P
             bridge.kill()
             listener.wait_for_line(rf"^got 0 {ROOT}/bridge/availability offline$")
             fleet.enroll("device", "revoke", "pump-2", "--yes")
-            with second.bridge(fleet) as again:
+            with bridge_to(second, fleet) as again:
                 wait_for_nothing_left(listener, "pump-2")
                 again.wait_for_line("^bridge: ready")
                 seen = listener.line_count()
@@ -101,13 +76,44 @@ def test_a_house_sees_who_is_there_and_nobody_else(fleet: LiveFleet, tmp_path: P
                 listener.wait_for_line(rf"^got 0 {ROOT}/bridge/availability offline$", after=seen)
                 assert 0 == again.stop()
             assert "pump-1/config {" not in listener.stdout
+    fleet.start_broker()
+
+
+def test_over_mutual_tls_and_a_broker_that_is_lost_holds_up_nobody(fleet: LiveFleet, tmp_path: Path) -> None:
+    """What leaves the gateway goes to whoever answers, or a house that is switched off stops the fleet's telemetry."""
+    second = Second(tmp_path, new_authority("house"))
+    with connected(fleet, "pump-3") as device, bridge_to(second, fleet) as bridge:
+        with second.running() as listener:
+            bridge.wait_for_line(rf"^bridge: ready mqtts://127.0.0.1:{second.port}$")
+            device.publish(1)
+            listener.wait_for_line(rf"^got 0 {ROOT}/devices/pump-3/load/n/sensor 1$")
+        bridge.wait_for_line("bridge.offline .*the connection has ended", stream="stderr")
+        device.publish(298)
+        seen = bridge.line_count("stderr")
+        with second.running() as listener:
+            bridge.wait_for_line("bridge.online", stream="stderr", after=seen)
+            device.publish(1)
+            listener.wait_for_line(rf"^got 0 {ROOT}/devices/pump-3/load/n/sensor 300$")
+        assert "correct horse" not in bridge.stderr
+
+
+def test_another_broker_than_the_houses_is_said_at_once(fleet: LiveFleet, tmp_path: Path) -> None:
+    """The password goes to whoever answers in its place, or the bridge tries for ever and says nothing of use."""
+    second = Second(tmp_path, new_authority("house"))
+    other = tmp_path / "other.pem"
+    other.write_text(new_authority("other").roots_pem)
+    with second.running(), bridge_to(second, fleet, ca=other) as bridge:
+        assert 5 == bridge.wait()
+    error, hint = bridge.stderr.splitlines()
+    assert error.startswith(f"error: mqtts://127.0.0.1:{second.port}: its certificate is not good by {other}: ")
+    assert "hint: --ca FILE: who has issued it" == hint
 
 
 def test_a_wrong_password_is_said_at_once(fleet: LiveFleet, tmp_path: Path) -> None:
     """The bridge would try for ever, and nobody know why the house is empty."""
     second, wrong = Second(tmp_path), tmp_path / "wrong"
     wrong.write_text("battery staple")
-    with second.running(), second.bridge(fleet, wrong) as bridge:
+    with second.running(), bridge_to(second, fleet, wrong) as bridge:
         assert 4 == bridge.wait()
     assert f"error: mqtt://127.0.0.1:{second.port} refuses: not authorized" == bridge.stderr.splitlines()[0]
     assert "battery" not in bridge.stderr
