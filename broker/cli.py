@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import signal
 import stat
 import sys
 import time
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -46,7 +47,10 @@ _FILE_CHECK_SECONDS: Final = 2.0
 _RELOAD_AGAIN_SECONDS: Final = 60.0  # the directory may not list our next serial yet, with the service away
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-_Home = Annotated[Path | None, typer.Option("--home", help="The fleet's home (or FLEET_HOME).", show_default=False)]
+_Home = Annotated[
+    Path | None,
+    typer.Option("--home", help="The fleet's home (or FLEET_HOME).", show_default=False, readable=False),
+]
 
 
 @app.callback()
@@ -155,8 +159,8 @@ async def _serve(
         if await _unless(signalled, broker.start(address, metrics)):
             loop.add_signal_handler(signal.SIGHUP, broker.reload_soon)
             running.append(loop.create_task(broker.watch_files()))
-            _announce(home, settings, broker.address, public_url)
-            await asyncio.wait([signalled, *running], return_when=asyncio.FIRST_COMPLETED)
+            with _announced(home, settings, broker.address, public_url):
+                await asyncio.wait([signalled, *running], return_when=asyncio.FIRST_COMPLETED)
     finally:
         await broker.stop()
         await _end(signalled, *running)
@@ -317,8 +321,12 @@ class _Broker:
             await self.membership.save()
 
 
-def _announce(home: AdminHome, settings: FleetConfig, address: Address, public_url: str) -> None:
-    """Say how the broker is reached: to the fleet in the run file, to whoever started it on stdout."""
+@contextmanager
+def _announced(home: AdminHome, settings: FleetConfig, address: Address, public_url: str) -> Iterator[None]:
+    """Say how the broker is reached: to the fleet in the run file, to whoever started it on stdout.
+
+    Within, the file is locked: whoever finds it so knows that the broker runs, and need not knock.
+    """
     url = public_url or f"mqtts://{Address(settings.hosts[0], address.port)}"
     path = home.run_file(Server.BROKER)
     partial = path.with_suffix(".partial")
@@ -326,8 +334,12 @@ def _announce(home: AdminHome, settings: FleetConfig, address: Address, public_u
         path.parent.mkdir(mode=0o700, exist_ok=True)
         partial.write_bytes(RunFile(url).encode())
         partial.replace(path)
+        held = path.open("rb")
     except OSError as error:
         raise FleetError(
             f"cannot write {path}: {error.strerror}", hint="free space, or mend its permissions"
         ) from error
-    print(f"broker: ready mqtts://{address}", flush=True)
+    with held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # nobody holds it for longer than a look
+        print(f"broker: ready mqtts://{address}", flush=True)
+        yield

@@ -103,7 +103,7 @@ def find(registry: Registry, id: str) -> CommandRecord:
     with registry.read() as transaction:
         found = messaging.find_command(transaction, id)
     if found is None:
-        raise NotFound(f"there is no command {id[:40]!r}")
+        raise NotFound(f"there is no command {id[:40]!r}", hint="enroll command list")
     return found
 
 

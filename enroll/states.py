@@ -23,6 +23,14 @@ from fleet.state import Document, Mark, Part
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """To whom of many it was a change, and who may not come back any more, or was never there: nothing was changed."""
+
+    changed: list[DeviceId]
+    left_out: list[DeviceId]
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """What admins want: `value` as a merge patch, or as all there is to be.
 
@@ -82,23 +90,34 @@ def set_desired(
     return after, after is not before
 
 
-def set_all(
-    registry: Registry, devices: Iterable[DeviceId], change: Change, *, by: str, now: datetime
-) -> list[DeviceId]:
-    """Change the desired state of all of these that may connect, or of none; those to whom it was a change.
+def set_all(registry: Registry, devices: Iterable[DeviceId], change: Change, *, by: str, now: datetime) -> Outcome:
+    """Change the desired state of all of these that may connect, or of none.
 
     Raises: InvalidInput (of one the state would be too large), RegistryUnavailable.
     """
-    changed = []
+    outcome = Outcome([], [])
     with registry.write() as transaction:
         for device in devices:
             found = identity.find_principal(transaction, device)
             if found is None or found.principal.role is not Role.DEVICE or found.state not in _MAY_COME_BACK:
+                outcome.left_out.append(device)
                 continue
             before = _state_of(transaction, found)
             if _set(transaction, before, change, by, now) is not before:
-                changed.append(device)
-    return changed
+                outcome.changed.append(device)
+    return outcome
+
+
+def check_all(registry: Registry, devices: Iterable[DeviceId]) -> dict[DeviceId, FleetError]:
+    """Who of these cannot be told what to be, and why."""
+    found: dict[DeviceId, FleetError] = {}
+    with registry.read() as transaction:
+        for device in devices:
+            try:
+                _device(transaction, device)
+            except (NotFound, Denied, InvalidInput) as error:
+                found[device] = error
+    return found
 
 
 def find(registry: Registry, device: DeviceId) -> StateRecord:

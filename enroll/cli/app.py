@@ -34,6 +34,7 @@ NOUNS: Final = {
     "ca": "The certificate authority.",
     "policy": "Who may publish and subscribe where.",
     "state": "What devices are to be, and are.",
+    "command": "What became of commands that were sent.",
     "job": "One command to many devices, a few first, then in waves.",
     "fetch": "Logs and files of devices.",
     "bridge": "The fleet in other people's systems, as a service.",

@@ -18,7 +18,7 @@ import typer
 
 from enroll.cli.options import HomeOption, Verbs, admin_home, clock, now, open_registry, parse_duration
 from enroll.cli.output import say
-from fleet.errors import FleetError, InvalidInput
+from fleet.errors import FleetError, NotFound
 from fleet.identity import DeviceId
 from fleet.layout import AgentHome
 from fleet.logs import log_to
@@ -266,7 +266,7 @@ def _membership(registry: Registry, groups: list[str], stack: contextlib.ExitSta
     stack.callback(mark.close)
     members = _members(registry, groups)
     if not members:
-        raise InvalidInput(f"nobody is in {', '.join(groups)}", hint="enroll device list -o json shows who is where")
+        raise NotFound(f"nobody is in {', '.join(groups)}", hint="enroll device list -o json shows who is where")
 
     def is_member(device: DeviceId) -> bool:
         nonlocal members

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from enroll.cli.interrupted import going_on
 from enroll.cli.options import (
     HomeOption,
     Output,
@@ -30,6 +31,8 @@ from enroll.cli.options import (
 )
 from enroll.cli.output import Row, minute, print_rows, say, time_or_none
 from enroll.cli.progress import progress
+from enroll.cli.running import say_if_away
+from enroll.cli.selected import check_known
 from fleet import messages
 from fleet.errors import FleetError, InvalidInput, TimedOut, printable, reason_of
 from fleet.identity import DeviceId
@@ -48,10 +51,12 @@ if TYPE_CHECKING:
     from enroll.registry.records import CommandRecord
     from enroll.registry.uploads import UploadRecord
     from enroll.uploads import Uploads
+    from fleet.layout import AdminHome
 
 _POLL_SECONDS: Final = 0.05
 _LAST_WORDS: Final = timedelta(seconds=5)  # what a device says of it at the deadline
 _STDOUT: Final = "-"
+_KEPT: Final = "what is asked for is kept, and goes out"
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The device.")]
 UploadArgument = Annotated[str, typer.Argument(metavar="UPLOAD", help="What `enroll fetch list` names.")]
@@ -72,9 +77,10 @@ def log(
     home: HomeOption = None,
 ) -> None:
     """The last lines that a device's agent logged since it was started."""
-    with _uploads(home) as uploads:
+    at = admin_home(home)
+    with _uploads(at) as uploads:
         order = Order(LogWanted(lines), min(MAX_LOG_BYTES, uploads.limits.max_bytes))
-        _fetch(uploads, DeviceId(id), order, timeout, out, waits=not no_wait)
+        _fetch(at, uploads, DeviceId(id), order, timeout, out, waits=not no_wait)
 
 
 def file(
@@ -89,20 +95,22 @@ def file(
     home: HomeOption = None,
 ) -> None:
     """A file in a folder that the device shares (`device-agent run --share DIR`)."""
-    with _uploads(home) as uploads:
-        order = Order(FileWanted(check_file_name(name)), uploads.limits.max_bytes)
+    at, wanted = admin_home(home), _named(id, name)
+    with _uploads(at) as uploads:
+        order = Order(wanted, uploads.limits.max_bytes)
         target = out if out is not None or no_wait else _free_name(name)
-        _fetch(uploads, DeviceId(id), order, timeout, target or _STDOUT, waits=not no_wait)
+        _fetch(at, uploads, DeviceId(id), order, timeout, target or _STDOUT, waits=not no_wait)
 
 
 def listing(
     id: IdArgument, timeout: TimeoutOption = "1m", output: OutputOption = Output.TABLE, home: HomeOption = None
 ) -> None:
     """The files that a device shares."""
-    with _uploads(home) as uploads:
+    at = admin_home(home)
+    with _uploads(at) as uploads:
         order = Order(ListingWanted(), min(MAX_LISTING_BYTES, uploads.limits.max_bytes))
         record = _ask(uploads, DeviceId(id), order, timeout)
-        found = _wait(uploads, record)
+        found = _wait(at, uploads, record)
         entries = list(_entries(uploads.store.path(found.id).read_bytes()))
         uploads.remove(found, now(), user())
     print_rows(output, ("NAME", "BYTES", "MODIFIED"), [_row_of_entry(entry) for entry in entries], nothing="no file")
@@ -114,10 +122,14 @@ def list_(
     home: HomeOption = None,
 ) -> None:
     """What was fetched and is kept, and what may still come."""
-    with _uploads(home) as uploads:
-        rows = [_row(uploads, record) for record in uploads.listed(None if id is None else DeviceId(id))]
+    device = None if id is None else DeviceId(id)
+    with _uploads(admin_home(home)) as uploads:
+        if device is not None:
+            check_known(uploads.registry, device)
+        rows = [_row(uploads, record) for record in uploads.listed(device)]
     headers = ("UPLOAD", "DEVICE", "WHAT", "STATE", "BYTES", "ASKED", "NAME")
-    print_rows(output, headers, rows, nothing="nothing is kept; enroll fetch log ID fetches a log")
+    nothing = f"nothing is kept{'' if id is None else f' of {id}'}; enroll fetch log {id or 'ID'} fetches a log"
+    print_rows(output, headers, rows, nothing=nothing)
 
 
 def get(
@@ -126,13 +138,13 @@ def get(
     home: HomeOption = None,
 ) -> None:
     """What was fetched before."""
-    with _uploads(home) as uploads:
+    with _uploads(admin_home(home)) as uploads:
         _deliver(uploads, uploads.finished(upload), out)
 
 
 def remove(upload: UploadArgument, home: HomeOption = None) -> None:
     """Remove what was fetched, or take nothing of it any more."""
-    with _uploads(home) as uploads:
+    with _uploads(admin_home(home)) as uploads:
         record = uploads.find(upload)
         uploads.remove(record, now(), user())
     say(f"removed {record.what} {record.id} of {record.device}")
@@ -142,23 +154,33 @@ VERBS: Verbs = {"log": log, "file": file, "listing": listing, "list": list_, "ge
 
 
 @contextmanager
-def _uploads(home: Path | None) -> Iterator[Uploads]:
+def _uploads(home: AdminHome) -> Iterator[Uploads]:
     from enroll.home import read_config
     from enroll.uploads import uploads_of
 
-    at = admin_home(home)
-    with open_registry(at) as registry:
-        yield uploads_of(at, registry, read_config(at).uploads)
+    with open_registry(home) as registry:
+        yield uploads_of(home, registry, read_config(home).uploads)
 
 
-def _fetch(uploads: Uploads, device: DeviceId, order: Order, timeout: str, out: str, *, waits: bool) -> None:
+def _named(id: str, name: str) -> FileWanted:
+    """Raises: InvalidInput, with the command that knows the names."""
+    try:
+        return FileWanted(check_file_name(name))
+    except InvalidInput as error:
+        raise InvalidInput(error.message, hint=f"enroll fetch listing {id} names them") from error
+
+
+def _fetch(
+    home: AdminHome, uploads: Uploads, device: DeviceId, order: Order, timeout: str, out: str, *, waits: bool
+) -> None:
     if waits:
         _check_place(order.what, out)
     record = _ask(uploads, device, order, timeout)
     if waits:
-        _deliver(uploads, _wait(uploads, record), out)
+        _deliver(uploads, _wait(home, uploads, record), out)
     else:
         print(record.id)
+        say_if_away(home, _KEPT)
 
 
 def _ask(uploads: Uploads, device: DeviceId, order: Order, timeout: str) -> UploadRecord:
@@ -168,17 +190,19 @@ def _ask(uploads: Uploads, device: DeviceId, order: Order, timeout: str) -> Uplo
     return uploads.ask(device, order, at + parse_duration(timeout), Giver(user(), at, token_bytes))
 
 
-def _wait(uploads: Uploads, record: UploadRecord) -> UploadRecord:
+def _wait(home: AdminHome, uploads: Uploads, record: UploadRecord) -> UploadRecord:
     """The upload, once it is whole. Raises: FleetError, TimedOut."""
     waiting = _Waiting(uploads, record)
     say(f"upload {record.id} of {record.device}, until {time_or_none(waiting.deadline)}")
-    while not waiting.is_announced:
-        waiting.look_again()
-    with progress("fetched", waiting.record.total or 0) as bar:
-        while not waiting.record.is_finished:
-            bar.advance(waiting.came())
+    say_if_away(home, _KEPT)
+    with going_on(f"upload {record.id} comes all the same: enroll fetch list, then enroll fetch get {record.id}"):
+        while not waiting.is_announced:
             waiting.look_again()
-        bar.advance(waiting.came())
+        with progress("fetched", waiting.record.total or 0) as bar:
+            while not waiting.record.is_finished:
+                bar.advance(waiting.came())
+                waiting.look_again()
+            bar.advance(waiting.came())
     return waiting.record
 
 
@@ -215,23 +239,35 @@ class _Waiting:
         if found.is_finished:
             return
         try:
-            _check(command, is_over=now() >= self.deadline + _LAST_WORDS)
+            _check(command, found.what, is_over=now() >= self.deadline + _LAST_WORDS)
         except FleetError:
             self.uploads.remove(found, now(), user())  # it makes room for another attempt
             raise
 
 
-def _check(command: CommandRecord, *, is_over: bool) -> None:
+def _check(command: CommandRecord, what: str, *, is_over: bool) -> None:
     """Raises: FleetError, TimedOut if nothing comes of it any more."""
     from enroll.registry.records import CommandState
 
     hint = f"enroll device show {command.device}"
     if command.state is CommandState.FAILED:
-        raise FleetError(f"{command.device} does not send it: {command.error or 'it does not say why'}", hint=hint)
+        said = command.error or "it does not say why"
+        raise FleetError(f"{command.device} does not send it: {said}", hint=_after_no(command.device, what))
     if command.state is CommandState.EXPIRED:
         raise TimedOut(f"{command.device} did not take the command in time", hint=hint)
     if is_over:
         raise TimedOut(f"{command.device} has not sent it in time ({command.state})", hint=hint)
+
+
+def _after_no(device: str, what: str) -> str:
+    """What to type where a device did not send a file, a listing or its log."""
+    match what:
+        case "file":
+            return f"enroll fetch listing {device} names the files that it shares"
+        case "listing":
+            return "its agent shares a folder that it is started with: device-agent run --share DIR"
+        case _:
+            return f"enroll device show {device}"
 
 
 def _free_name(name: str) -> str:

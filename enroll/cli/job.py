@@ -21,10 +21,11 @@ from enroll.cli.options import (
     user,
 )
 from enroll.cli.output import Row, minute, print_rows, say
-from enroll.cli.selected import DryRunOption, NoCheckOption, WhereOption, check_fit
+from enroll.cli.running import say_if_away
+from enroll.cli.selected import DryRunOption, NoCheckOption, WhereOption, check_fit, nobody, say_left_out
 from enroll.cli.send import parse_args
 from fleet.errors import InvalidInput
-from fleet.identity import DeviceId, Server
+from fleet.identity import DeviceId, State
 from fleet.topics import check_name
 
 if TYPE_CHECKING:
@@ -104,7 +105,11 @@ def _targets(registry: Registry, where: str | None, group: str | None, devices: 
 
     if devices:
         return jobs.named(registry, [DeviceId(each) for each in devices])
-    return jobs.fitting(registry, Filter(group=group, where=None if where is None else parse(where)))
+    found = jobs.fitting(registry, Filter(group=group, where=None if where is None else parse(where)))
+    say_left_out(registry, group, where, (State.SUSPENDED, State.REVOKED, State.REMOVED))
+    if not found:
+        raise nobody(registry, group, "active device")
+    return found
 
 
 def _giver() -> Giver:
@@ -116,11 +121,8 @@ def _giver() -> Giver:
 def _tell(at: AdminHome, job: Job) -> None:
     print(job.id)
     say_plan(job.plan, job.tally.total)
-    say(f"enroll job watch {job.id}" if _is_served(at) else "it begins when the service runs: enroll serve")
-
-
-def _is_served(at: AdminHome) -> bool:
-    return at.run_file(Server.ENROLL).exists()
+    say_if_away(at, "it begins")
+    say(f"enroll job watch {job.id}")
 
 
 def list_(
@@ -174,7 +176,7 @@ def watch(id: JobArgument, home: HomeOption = None) -> None:
     """Show how far a job is, until it ends. Exit status 0 if all did it, 6 if some did not, 1 if it was stopped."""
     at = admin_home(home)
     with open_registry(at) as registry:
-        watch_job(WaitingFor(registry, id), is_served=_is_served(at))
+        watch_job(at, WaitingFor(registry, id))
 
 
 def pause(id: JobArgument, home: HomeOption = None) -> None:
@@ -201,7 +203,8 @@ def abort(id: JobArgument, home: HomeOption = None) -> None:
 
     with open_registry(admin_home(home)) as registry:
         under_way = jobs.abort(registry, id, _giver()).tally.open
-    say(f"job {id} is aborted" + (f"; {under_way} devices had the command and no answer yet" if under_way else ""))
+    left = f"; {under_way} device{'s' * (under_way != 1)} had the command and gave no answer yet" if under_way else ""
+    say(f"job {id} is aborted{left}")
 
 
 def retry(id: JobArgument, home: HomeOption = None) -> None:

@@ -10,15 +10,18 @@ from datetime import timedelta
 from textwrap import indent
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
+from enroll.cli.interrupted import going_on
 from enroll.cli.options import Output
 from enroll.cli.output import Row, minute, print_one, print_pages, say, time_or_none
 from enroll.cli.progress import Progress, progress
+from enroll.cli.running import say_if_away
 from fleet.errors import FleetError, PartlyDone
 
 if TYPE_CHECKING:
     from enroll.registry import Registry
     from enroll.registry.job_outcomes import Place
     from enroll.rollout import Job, Plan
+    from fleet.layout import AdminHome
 
 _POLL_SECONDS: Final = 0.25
 _UNITS: Final = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
@@ -164,13 +167,16 @@ class WaitingFor:
             mark.close()
 
 
-def watch_job(waiting: WaitingFor, *, is_served: bool) -> None:
+def watch_job(home: AdminHome, waiting: WaitingFor) -> None:
     """Show a job until it ends. Raises: PartlyDone, FleetError (it was stopped, or nobody did it)."""
     looks = waiting.looks()
     job = next(looks)
-    if not (is_served or job.state.is_final):
-        say("the service does not run: enroll serve")
-    with progress(f"job {job.id}", job.tally.total) as bar:
+    if not job.state.is_final:
+        say_if_away(home, "the job goes on")
+    with (
+        going_on(f"job {job.id} goes on: enroll job watch {job.id}"),
+        progress(f"job {job.id}", job.tally.total) as bar,
+    ):
         watching = _Watching(bar)
         watching.show(job)
         for job in looks:

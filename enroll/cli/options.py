@@ -38,6 +38,7 @@ HomeOption = Annotated[
         show_envvar=True,
         help="The fleet's home.",
         show_default="/var/lib/mqtt-fleet, or your own",
+        readable=False,  # looked at by `open_home`, which says what to do
     ),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.", show_default=False)]
@@ -155,6 +156,8 @@ _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 def parse_duration(text: str) -> timedelta:
     """`90s`, `15m`, `24h` or `7d`. Raises: InvalidInput."""
     found = _DURATION.fullmatch(text)
-    if found is None or int(found[1]) == 0:
+    if found is None:
         raise InvalidInput(f"{text[:40]!r} is not a duration", hint="write 90s, 15m, 24h or 7d")
+    if int(found[1]) == 0:
+        raise InvalidInput(f"{text[:40]!r} is no time at all", hint="write 1s or more: 90s, 15m, 24h or 7d")
     return timedelta(**{_UNITS[found[2]]: int(found[1])})

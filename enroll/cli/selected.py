@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 import typer
 
 from enroll.cli.output import say
-from fleet.errors import InvalidInput
-from fleet.identity import DeviceId
+from fleet.errors import InvalidInput, NotFound
+from fleet.identity import DeviceId, Role, State
 from fleet.messages import JsonObject
 
 if TYPE_CHECKING:
     from enroll.registry import Registry
     from enroll.registry.overview import Filter
+    from enroll.registry.records import PrincipalRecord
 
 WhereOption = Annotated[
     str | None,
@@ -29,6 +31,7 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be
 BATCH: Final = 500  # of one transaction
 _MAX_REMEMBERED: Final = 10_000
 _MAX_MISFITS: Final = 10
+_MAX_NAMED: Final = 10
 _ALL_THE_SAME: Final = "--no-check sends it all the same"
 _Item = TypeVar("_Item")
 
@@ -42,6 +45,36 @@ def ids_of(registry: Registry, wanted: Filter) -> list[DeviceId]:
         while page := overview.page(transaction, wanted, found[-1] if found else None, BATCH):
             found += [summary.record.id for summary in page]
     return found
+
+
+def fitting(registry: Registry, group: str | None, where: str | None, states: Sequence[State]) -> list[DeviceId]:
+    """The devices in one of these states that are in the group and fit, by id. Raises: InvalidInput (`where`)."""
+    from enroll.registry.overview import Filter
+    from enroll.selection import parse
+
+    selection = None if where is None else parse(where)
+    filters = [Filter(Role.DEVICE, state, group, where=selection) for state in states]
+    return sorted(device for each in filters for device in ids_of(registry, each))
+
+
+def say_left_out(registry: Registry, group: str | None, where: str | None, states: Sequence[State]) -> None:
+    """Say which devices are in the group and fit, and are not meant because of these states."""
+    found = [(device, state) for state in states for device in fitting(registry, group, where, (state,))]
+    if found:
+        named = ", ".join(f"{device} ({state})" for device, state in found[:_MAX_NAMED])
+        more = f" and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
+        say(f"left out: {named}{more}")
+
+
+def nobody(registry: Registry, group: str | None, what: str = "device") -> NotFound:
+    """Why nobody is meant: the group may be mistyped."""
+    from enroll.registry.overview import Filter
+
+    if group is not None:
+        with contextlib.closing(Members(registry, Filter(group=group))) as members:
+            if not members.is_anybody():
+                return NotFound(f"nobody is in {group}", hint="enroll device list -o json shows who is where")
+    return NotFound(f"there is no {what} of these", hint="enroll device list shows who there is")
 
 
 def check_fit(registry: Registry, devices: Sequence[DeviceId], name: str, args: JsonObject) -> None:
@@ -65,6 +98,17 @@ def batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
     """The items, so many at a time as one transaction takes."""
     for start in range(0, len(items), BATCH):
         yield items[start : start + BATCH]
+
+
+def check_known(registry: Registry, id: DeviceId) -> PrincipalRecord:
+    """Who that is, whatever its role and state. Raises: NotFound, RegistryUnavailable."""
+    from enroll.registry import identity
+
+    with registry.read() as transaction:
+        found = identity.find_principal(transaction, id)
+    if found is None:
+        raise NotFound(f"there is no {id}", hint="enroll device list")
+    return found
 
 
 class Members:

@@ -6,10 +6,12 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, assert_never
 
 import typer
 
+from enroll.cli.command import outcome_row, output_of
+from enroll.cli.interrupted import going_on
 from enroll.cli.options import (
     HomeOption,
     Output,
@@ -21,18 +23,29 @@ from enroll.cli.options import (
     token_bytes,
     user,
 )
-from enroll.cli.output import Row, print_rows, say, time_or_none
+from enroll.cli.output import print_rows, say, time_or_none
 from enroll.cli.progress import progress
-from enroll.cli.selected import DryRunOption, NoCheckOption, WhereOption, batches, check_fit, ids_of
+from enroll.cli.running import say_if_away
+from enroll.cli.selected import (
+    DryRunOption,
+    NoCheckOption,
+    WhereOption,
+    batches,
+    check_fit,
+    fitting,
+    nobody,
+    say_left_out,
+)
 from fleet import messages
-from fleet.errors import FleetError, InvalidInput, NotFound, PartlyDone, TimedOut
-from fleet.identity import DeviceId, Role, State
+from fleet.errors import FleetError, InvalidInput, PartlyDone, TimedOut
+from fleet.identity import DeviceId, State
 from fleet.topics import check_name
 
 if TYPE_CHECKING:
     from enroll.commands import Giver, Order
     from enroll.registry import Registry
     from enroll.registry.records import CommandRecord
+    from fleet.layout import AdminHome
 
 _POLL_SECONDS = 0.02
 _POLL_SECONDS_OF_MANY = 0.25
@@ -66,8 +79,8 @@ def send(
     is_for_many = group is not None or where is not None
     device, rest = (None, words) if is_for_many else (DeviceId(words[0]), words[1:])
     name, args = _command(rest)
-    order = Order(name, args, now() + parse_duration(timeout))
-    with open_registry(admin_home(home)) as registry:
+    order, at = Order(name, args, now() + parse_duration(timeout)), admin_home(home)
+    with open_registry(at) as registry:
         chosen = _chosen(registry, group, where) if device is None else [device]
         if not no_check:
             check_fit(registry, chosen, order.name, order.args)
@@ -75,9 +88,9 @@ def send(
             print("\n".join(chosen))
             say(f"{len(chosen)} would be sent {name}")
         elif device is not None:
-            _send_one(registry, device, order, wait=wait)
+            _send_one(at, registry, device, order, output, wait=wait)
         else:
-            _send_many(registry, chosen, order, output, wait=wait)
+            _send_many(at, registry, chosen, order, output, wait=wait)
 
 
 def _command(words: list[str]) -> tuple[str, messages.JsonObject]:
@@ -99,16 +112,28 @@ def parse_args(text: str) -> messages.JsonObject:
         ) from error
 
 
-def _send_one(registry: Registry, device: DeviceId, order: Order, *, wait: bool) -> None:
+def _send_one(
+    home: AdminHome, registry: Registry, device: DeviceId, order: Order, output: Output, *, wait: bool
+) -> None:
     from enroll import commands
 
     sent = commands.send(registry, device, order, _giver())
     if not wait:
-        print(sent.id)
+        print(json.dumps(outcome_row(sent).fields, indent=2) if output is Output.JSON else sent.id)
+        say_if_away(home, "the command is kept, and goes out")
         return
     say(f"command {sent.id} to {device}, until {time_or_none(sent.deadline)}")
-    (finished,) = _wait(registry, [sent], _POLL_SECONDS)
-    _print_outcome(finished)
+    say_if_away(home, "the command is kept, and goes out")
+    with going_on(f"the command is not withdrawn; its result is kept: enroll command show {sent.id}"):
+        (finished,) = _wait(registry, [sent], _POLL_SECONDS)
+    match output:
+        case Output.JSON:
+            print(json.dumps(outcome_row(finished).fields, indent=2))
+        case Output.NAME:
+            print(finished.id)
+        case Output.TABLE if finished.output is not None and not finished.error:
+            print(json.dumps(output_of(finished), ensure_ascii=True))
+    _judge_one(finished)
 
 
 def _giver() -> Giver:
@@ -118,27 +143,29 @@ def _giver() -> Giver:
 
 
 def _chosen(registry: Registry, group: str | None, where: str | None) -> list[DeviceId]:
-    """Every active device that is in the group and fits. Raises: NotFound if there is none."""
-    from enroll.registry.overview import Filter
-    from enroll.selection import parse
-
-    wanted = Filter(Role.DEVICE, State.ACTIVE, group, where=None if where is None else parse(where))
-    chosen = ids_of(registry, wanted)
+    """Every active device that is in the group and fits; whom that leaves out is said. Raises: NotFound if none."""
+    chosen = fitting(registry, group, where, (State.ACTIVE,))
+    say_left_out(registry, group, where, (State.SUSPENDED, State.REVOKED, State.REMOVED))
     if not chosen:
-        hint = "enroll device list shows who there is; enroll device group puts devices into groups"
-        raise NotFound("there is no active device of these", hint=hint)
+        raise nobody(registry, group, "active device")
     return chosen
 
 
-def _send_many(registry: Registry, chosen: list[DeviceId], order: Order, output: Output, *, wait: bool) -> None:
+def _send_many(
+    home: AdminHome, registry: Registry, chosen: list[DeviceId], order: Order, output: Output, *, wait: bool
+) -> None:
     from enroll import commands
 
     sent: list[CommandRecord] = []
     for batch in batches(chosen):
         sent += commands.send_all(registry, batch, order, _giver())
     say(f"{len(sent)} command{'' if len(sent) == 1 else 's'}, until {time_or_none(order.deadline)}")
-    records = _wait(registry, sent, _POLL_SECONDS_OF_MANY) if wait else sent
-    rows = [_row(record) for record in records]
+    say_if_away(home, f"{'it is' if len(sent) == 1 else 'they are'} kept, and {'goes' if len(sent) == 1 else 'go'} out")
+    records: Sequence[CommandRecord] = sent
+    if wait:
+        with going_on("the commands are not withdrawn; their results are kept: enroll command list"):
+            records = _wait(registry, sent, _POLL_SECONDS_OF_MANY)
+    rows = [outcome_row(record) for record in records]
     print_rows(output, ("DEVICE", "COMMAND", "STATE", "ANSWER"), rows, nothing="nobody was left to send it to")
     if wait:
         _judge(records)
@@ -180,18 +207,6 @@ class _Waiting:
         return len(before) - len(self.open)
 
 
-def _row(record: CommandRecord) -> Row:
-    answer = record.error or ("" if record.output is None else json.dumps(_output(record), ensure_ascii=True))
-    fields = {
-        "device": record.device,
-        "command": record.id,
-        "state": record.state.value,
-        "output": _output(record),
-        "error": record.error,
-    }
-    return Row(record.id, fields, (record.device, record.id, record.state.value, answer or "-"))
-
-
 def _judge(records: Sequence[CommandRecord]) -> None:
     """Raises: PartlyDone, TimedOut or FleetError, where not all did it."""
     from enroll.registry.records import CommandState
@@ -206,7 +221,8 @@ def _judge(records: Sequence[CommandRecord]) -> None:
     raise TimedOut(f"none of {len(records)} answered in time", hint="enroll device list --online")
 
 
-def _print_outcome(record: CommandRecord) -> None:
+def _judge_one(record: CommandRecord) -> None:
+    """Raises: TimedOut or FleetError, unless its device did it."""
     from enroll.registry.records import CommandState
 
     hint = f"enroll device show {record.device}"
@@ -214,16 +230,15 @@ def _print_outcome(record: CommandRecord) -> None:
         case CommandState.DONE if record.error:  # the agent could not keep or send what the firmware answered
             raise FleetError(f"{record.device} did it, but {record.error}", hint="have it answer with less")
         case CommandState.DONE:
-            print(json.dumps(_output(record), ensure_ascii=True))
+            return
         case CommandState.FAILED:
-            raise FleetError(f"{record.device} failed: {record.error or 'it does not say why'}")
+            raise FleetError(f"{record.device} failed: {record.error or 'it does not say why'}", hint=hint)
         case CommandState.QUEUED | CommandState.SENT | CommandState.EXPIRED:
             raise TimedOut(f"{record.device} did not take the command in time", hint=hint)
         case CommandState.ACCEPTED | CommandState.RUNNING:
             raise TimedOut(
-                f"{record.device} has not finished ({record.state})", hint="its result is kept when it comes"
+                f"{record.device} has not finished ({record.state})",
+                hint=f"its result is kept when it comes: enroll command show {record.id}",
             )
-
-
-def _output(record: CommandRecord) -> Any:
-    return None if record.output is None else json.loads(record.output)
+        case _:
+            assert_never(record.state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import random
 import resource
@@ -135,11 +136,13 @@ async def _stopping() -> AsyncIterator[asyncio.Event]:
 
 @contextlib.contextmanager
 def _announced(home: AdminHome, url: str) -> Iterator[None]:
-    """`run/enroll.json` says where the service is, for as long as it is there."""
+    """`run/enroll.json` says where the service is, for as long as it is there; locked, whoever kills it."""
     path = home.run_file(Server.ENROLL)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     files.replace(path, RunFile(url).encode())
     try:
-        yield
+        with path.open("rb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)  # nobody holds it for longer than a look
+            yield
     finally:
         path.unlink(missing_ok=True)

@@ -11,15 +11,17 @@ import typer
 
 from enroll.cli.options import HomeOption, Output, OutputOption, Verbs, admin_home, now, open_registry, user
 from enroll.cli.output import Row, ago, print_rows, say, time_or_none
-from enroll.cli.selected import DryRunOption, WhereOption, batches, ids_of
+from enroll.cli.running import say_if_away
+from enroll.cli.selected import DryRunOption, WhereOption, batches, fitting, nobody, say_left_out
 from fleet import messages
-from fleet.errors import InvalidInput, NotFound
-from fleet.identity import DeviceId, Role, State
+from fleet.errors import InvalidInput, PartlyDone
+from fleet.identity import DeviceId, State
 
 if TYPE_CHECKING:
     from enroll.registry import Registry
     from enroll.registry.state import StateRecord
     from enroll.states import Change
+    from fleet.layout import AdminHome
 
 DIFFERS = 1
 
@@ -70,15 +72,16 @@ def set_(
         raise InvalidInput(f"there is {what}", hint="[ID]... JSON; with --group or --where no ID")
     if if_version is not None and len(ids) != 1:
         raise InvalidInput("--if-version is for one device", hint="leave it out, or name one ID")
-    with open_registry(admin_home(home)) as registry:
-        chosen = _chosen(registry, group, where) if is_for_many else _found(registry, ids)
+    at = admin_home(home)
+    with open_registry(at) as registry:
+        chosen = _chosen(registry, group, where) if is_for_many else _known(registry, ids)
         if dry_run:
             print("\n".join(chosen))
             say(f"{len(chosen)} would be changed, where that is a change")
         elif len(ids) == 1:
-            _set_one(registry, ids[0], change)
+            _set_one(at, registry, ids[0], change)
         else:
-            _set_many(registry, chosen, change)
+            _set_many(at, registry, chosen, change)
 
 
 def diff(id: IdArgument, output: OutputOption = Output.TABLE, home: HomeOption = None) -> None:
@@ -103,50 +106,64 @@ def _document(text: str) -> messages.JsonObject:
     try:
         return messages.decode_object(text.encode("utf-8", "surrogateescape"))
     except InvalidInput as error:
-        raise InvalidInput(f"the state: {error.message}", hint="""write an object, as '{"interval": 5}'""") from error
+        hint = """write an object, as '{"interval": 5}'; it comes last"""
+        raise InvalidInput(f"the state: {error.message}", hint=hint) from error
 
 
 def _chosen(registry: Registry, group: str | None, where: str | None) -> list[DeviceId]:
-    """Every device that is in the group and fits, suspended ones too. Raises: NotFound if there is none."""
-    from enroll.registry.overview import Filter
-    from enroll.selection import parse
+    """Every device that is in the group and fits, suspended ones too; whom that leaves out is said.
 
-    selection = None if where is None else parse(where)
-    filters = [Filter(Role.DEVICE, state, group, where=selection) for state in (State.ACTIVE, State.SUSPENDED)]
-    chosen = sorted(device for each in filters for device in ids_of(registry, each))
+    Raises: NotFound if there is none.
+    """
+    chosen = fitting(registry, group, where, (State.ACTIVE, State.SUSPENDED))
+    say_left_out(registry, group, where, (State.REVOKED, State.REMOVED))
     if not chosen:
-        raise NotFound("there is no device of these", hint="enroll device list shows who there is")
+        raise nobody(registry, group)
     return chosen
 
 
-def _found(registry: Registry, ids: list[DeviceId]) -> list[DeviceId]:
-    """These, if all are devices: nobody is changed where somebody is not there. Raises: NotFound, InvalidInput."""
+def _known(registry: Registry, ids: list[DeviceId]) -> list[DeviceId]:
+    """These, if all can be told: nobody is changed where one cannot. Raises: NotFound, Denied, InvalidInput."""
     from enroll import states
 
-    for device in ids:
-        states.find(registry, device)
+    wrong = states.check_all(registry, ids)
+    if wrong and len(ids) > 1:
+        for error in wrong.values():
+            say(error.message)
+        first = next(iter(wrong.values()))
+        raise type(first)(f"{len(wrong)} of {len(ids)} cannot be told, so none is", hint="leave them out")
     return ids
 
 
-def _set_one(registry: Registry, device: DeviceId, change: Change) -> None:
+def _set_one(home: AdminHome, registry: Registry, device: DeviceId, change: Change) -> None:
     from enroll import states
 
     record, is_change = states.set_desired(registry, device, change, by=user(), now=now())
     print(record.desired.version)
-    if not is_change:
+    if is_change:
+        say_if_away(home, "the device is told")
+    else:
         say(f"{device} is to be that already")
 
 
-def _set_many(registry: Registry, chosen: Sequence[DeviceId], change: Change) -> None:
+def _set_many(home: AdminHome, registry: Registry, chosen: Sequence[DeviceId], change: Change) -> None:
+    """Raises: PartlyDone if some could not be told any more when their turn came."""
     from enroll import states
 
-    count = 0
+    count, left_out = 0, list[DeviceId]()
     for batch in batches(chosen):
-        changed = states.set_all(registry, batch, change, by=user(), now=now())
-        count += len(changed)
-        if changed:
-            print("\n".join(changed))
+        outcome = states.set_all(registry, batch, change, by=user(), now=now())
+        count += len(outcome.changed)
+        left_out += outcome.left_out
+        if outcome.changed:
+            print("\n".join(outcome.changed))
     say(f"{count} of {len(chosen)} changed")
+    if count:
+        say_if_away(home, "they are told")
+    if left_out:
+        raise PartlyDone(
+            f"left out, because they may not connect any more: {', '.join(left_out[:10])}", hint="enroll device show ID"
+        )
 
 
 def _print_both(record: StateRecord, moment: datetime) -> None:

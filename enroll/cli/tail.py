@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from enroll.cli.interrupted import going_on
 from enroll.cli.options import HomeOption, admin_home, clock, now, open_registry, token_bytes
 from enroll.cli.output import say
-from enroll.cli.selected import Members, WhereOption
+from enroll.cli.selected import Members, WhereOption, check_known, nobody
 from fleet import messages
 from fleet.errors import FleetError, InvalidInput, NotFound, Unreachable, printable
-from fleet.identity import DeviceId, Server
+from fleet.identity import DeviceId, Role, Server, State
 from fleet.layout import AdminHome, decode_credential, decode_run_file
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _TURN_SECONDS = 0.5
 _LONGEST_DELAY = 10.0
+_AFTER_US: Final = "devices go on: enroll tail listens again, enroll export sqlite FILE keeps telemetry"
 
 
 def tail(
@@ -65,17 +67,18 @@ def tail(
     filters, at = topic_filters(device, channel or ()), admin_home(home)
     if device is not None:
         _check_known(at, device)
-    with _chosen(at, group, where) as is_wanted:
+    with _chosen(at, group, where) as is_wanted, going_on(_AFTER_US):
         _Tail(at, filters, is_wanted, output == "json", count).run()
 
 
 def _check_known(home: AdminHome, device: DeviceId) -> None:
-    """Raises: NotFound for an id of nobody, which would be waited for for ever; RegistryUnavailable."""
-    from enroll.registry import identity
-
-    with open_registry(home) as registry, registry.read() as transaction:
-        if identity.find_principal(transaction, device) is None:
-            raise NotFound(f"there is no {device}", hint="enroll device list")
+    """Raises: NotFound, InvalidInput for who says nothing, and would be waited for for ever; RegistryUnavailable."""
+    with open_registry(home) as registry:
+        found = check_known(registry, device)
+    if found.principal.role is not Role.DEVICE:
+        raise InvalidInput(f"{device} is of role {found.principal.role}", hint="tail shows what devices say")
+    if found.state is not State.ACTIVE:
+        say(f"{device} is {found.state}, and does not connect: enroll device show {device}")
 
 
 @contextlib.contextmanager
@@ -91,7 +94,7 @@ def _chosen(home: AdminHome, group: str | None, where: str | None) -> Iterator[C
     with open_registry(home) as registry, contextlib.closing(Members(registry, wanted)) as members:
         if not members.is_anybody():
             if where is None:
-                raise NotFound(f"nobody is in {group}", hint="enroll device list -o json shows who is where")
+                raise nobody(registry, group)
             say("nobody fits yet")
         yield lambda topic: members.has(DeviceId(topic.split("/")[1]))
 

@@ -56,6 +56,7 @@ _UNFINISHED_OF = _SENDABLE.where(commands.c.device == bindparam("device"), comma
 )
 _COMMAND_BY_ID = _COMMAND.where(commands.c.id == bindparam("id"))
 _COMMANDS_BY_ID = _COMMAND.where(commands.c.id.in_(bindparam("ids", expanding=True))).order_by(commands.c.number)
+_COMMANDS_BY_AGE = _COMMAND.order_by(commands.c.number.desc())
 _STATES = select(commands.c.id, commands.c.device, commands.c.state).where(
     commands.c.id.in_(bindparam("ids", expanding=True))
 )
@@ -134,6 +135,12 @@ def find_command(transaction: Connection, id: str) -> CommandRecord | None:
 def find_commands(transaction: Connection, ids: Collection[str]) -> list[CommandRecord]:
     """Those of these commands that there are, in the order they were given; some hundred ids at once."""
     return [_command(row) for row in transaction.execute(_COMMANDS_BY_ID, {"ids": list(ids)})]
+
+
+def newest_commands(transaction: Connection, device: DeviceId | None, limit: int) -> list[CommandRecord]:
+    """The `limit` newest commands, of that device or of all, oldest first."""
+    query = _COMMANDS_BY_AGE if device is None else _COMMANDS_BY_AGE.where(commands.c.device == device)
+    return [_command(row) for row in transaction.execute(query.limit(limit))][::-1]
 
 
 def states_of(transaction: Connection, ids: Collection[str]) -> dict[str, tuple[DeviceId, CommandState]]:

@@ -156,5 +156,5 @@ def test_what_does_not_come_is_said_why(office: Office, uploads: Uploads) -> Non
         (late, TimedOut, "pump-07 has not sent it in time"),
     ):
         with pytest.raises(kind, match=words):
-            fetch._wait(uploads, uploads.find(upload))
+            fetch._wait(office.home, uploads, uploads.find(upload))
         assert upload not in {each.id for each in uploads.listed()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from enroll.cli.options import Output, parse_duration
 from enroll.registry import Registry
 from enroll.service import jobs
 from fleet.errors import FleetError, PartlyDone
+from fleet.layout import AdminHome
 from fleet.messages import Presence, ResultState
 from tests.unit.enroll.jobbing import MINUTE, Site, plan
 
@@ -29,7 +31,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield found
 
 
-def test_a_watch_ends_as_the_job_did(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_watch_ends_as_the_job_did(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A script goes on after a rollout that reached half of the fleet."""
     partly = site.create(plan(1, (100,)))
     site.settle()
@@ -40,10 +42,10 @@ def test_a_watch_ends_as_the_job_did(site: Site, capsys: pytest.CaptureFixture[s
         site.settle()
     site.wait(10 * MINUTE)
     with pytest.raises(PartlyDone, match=f"job {partly.id} is finished: 2 done, 1 missed"):
-        watch_job(WaitingFor(site.registry, partly.id), is_served=True)
+        watch_job(AdminHome(tmp_path), WaitingFor(site.registry, partly.id))
     aborted = jobs.abort(site.registry, site.create(plan()).id, site.giver)
     with pytest.raises(FleetError, match=f"job {aborted.id} was aborted: by anna; 3 waiting") as error:
-        watch_job(WaitingFor(site.registry, aborted.id), is_served=True)
+        watch_job(AdminHome(tmp_path), WaitingFor(site.registry, aborted.id))
     assert (6, 1) == (PartlyDone.exit_code, error.value.exit_code)
     assert ("", "") == capsys.readouterr(), "it is no terminal, and has ended"
 
