@@ -1,7 +1,8 @@
 """Kills the enrollment service at every system call on its registry while a job runs: `main` is all of it.
 
-The service, the broker and the devices' connections are real. After each kill the service is started again and nothing
-else is done: the job ends by itself, each device was given the command once, and did it.
+The service, the broker and the devices' connections are real. strace takes hold of a service that runs, for the time of
+one job: a kill costs one start. After it the service is started again and nothing else is done: the job ends by itself,
+each device was given the command once, and did it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from enroll.service import jobs
 from fleet.identity import DeviceId
 from fleet.messages import ResultState
 from tests.faults.cutting import Point
-from tests.faults.service_cut import Office, office, points_of
+from tests.faults.service_cut import CALLS, Office, office, points_of
 from tests.processes import Program
 from tests.system.brokers import enrol
 from tests.system.workers import Worker, at_work
@@ -39,15 +40,21 @@ _NAME: Final = "update"
 
 @dataclass
 class Site:
-    """An office, and devices that are connected to its broker throughout. `count`: how often the service was killed.
+    """An office with its service, and devices that are connected to its broker throughout.
 
-    `outcomes`: what they answer to which command, if it is not done.
+    `outcomes`: what they answer to which command, if it is not done. `count`: how often the service was killed.
     """
 
     office: Office
     workers: Sequence[Worker]
     outcomes: dict[str, ResultState]
+    service: Program
+    stack: ExitStack
     count: int = 0
+
+    def restart(self) -> None:
+        """The service, once it has ended."""
+        self.service = self.stack.enter_context(self.office.serving(traced=False))
 
     def create(self, name: str = _NAME) -> str:
         """A job for all of them: one, then the others."""
@@ -64,49 +71,60 @@ class Site:
             (page,) = jobs.pages(registry, jobs.find(registry, job))
         return {place.target.device: place.command for place in page}
 
+    def run_job(self) -> str:
+        """A job, to its end or that of the service."""
+        job = self.create()
+        try:
+            self.service.wait_for_line(f"job.finished job={job}", stream="stderr")
+        except AssertionError:
+            assert self.service.wait() == -9, self.service.describe()
+        return job
+
+    @contextmanager
+    def traced(self, inject: str = "") -> Iterator[None]:
+        """strace has hold of the service; what `inject` says befalls it."""
+        paths = [word for path in self.office.registry_files for word in ("-P", path)]
+        faults = [f"--inject={inject}"] if inject else []
+        options = ["-f", "-y", "-o", self.office.log, f"--trace={CALLS}", *faults, *paths]
+        with Program("strace", *options, "-p", self.service.pid) as strace:
+            strace.wait_for_line("attached", stream="stderr")
+            yield
+
 
 @contextmanager
 def site(folder: Path) -> Iterator[Site]:
-    """Devices of which the service has heard that they are online, and no service yet."""
-    with office(folder) as at:
+    """Devices of which the service has heard that they are online."""
+    with office(folder) as at, ExitStack() as stack:
         files = {DeviceId(f"pump-{number}"): enrol(at.home, f"pump-{number}") for number in range(DEVICES)}
         outcomes: dict[str, ResultState] = {}
-        with ExitStack() as stack:
-            with at.serving(traced=False) as service:
-                service.wait_for_line(
-                    "dispatch.online", stream="stderr"
-                )  # its session keeps what they say from here on
-                workers = stack.enter_context(at_work(at.home, at.broker_port, files, outcomes))
-                for worker in workers:
-                    service.wait_for_line(f"device.online device={worker.id}", stream="stderr")
-            yield Site(at, workers, outcomes)
+        service = stack.enter_context(at.serving(traced=False))
+        service.wait_for_line("dispatch.online", stream="stderr")
+        with at_work(at.home, at.broker_port, files, outcomes) as workers:
+            for worker in workers:
+                service.wait_for_line(f"device.online device={worker.id}", stream="stderr")
+            yield Site(at, workers, outcomes, service, stack)
 
 
 def points(at: Site) -> list[Point]:
-    """Every call of the thread that drives jobs, in one run of the service with a job from its beginning to its end."""
-    job = at.create()
-    with at.office.serving() as service:
-        service.wait_for_line(f"job.finished job={job}", stream="stderr")
+    """Every call of the thread that drives jobs, from the beginning of one to its end."""
+    with at.traced():
+        job = at.run_job()
     check(at, job)
     return points_of(at.office.log)
 
 
-@contextmanager
-def cut(at: Site, point: Point) -> Iterator[Program]:
-    """A job in whose run the service is killed there, if it comes there; within, the one that ended it."""
-    job = at.create()
-    with at.office.serving(point) as killed:
-        try:
-            killed.wait_for_line(f"job.finished job={job}", stream="stderr")
-        except AssertionError:
-            assert killed.wait() == -9, killed.describe()
-    at.count += killed.returncode == -9
-    with at.office.serving(traced=False) as again:
-        if killed.returncode == -9 and not is_finished(at, job):
-            again.wait_for_line(f"job.finished job={job}", stream="stderr")
-        check(at, job)
-        yield again
-    assert "Traceback" not in killed.stderr + again.stderr
+def cut(at: Site, point: Point) -> None:
+    """A job in whose run the service is killed there, if it comes there, and started again."""
+    with at.traced(point.kill):
+        job = at.run_job()
+    ended = at.service
+    if ended.returncode is not None:
+        at.count += 1
+        at.restart()
+        if not is_finished(at, job):
+            at.service.wait_for_line(f"job.finished job={job}", stream="stderr")
+    check(at, job)
+    assert "Traceback" not in ended.stderr + at.service.stderr
 
 
 def is_finished(at: Site, job: str) -> bool:
@@ -142,8 +160,7 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder, site(Path(folder)) as at:
         chosen = points(at)[:: options.step]
         for point in chosen:
-            with cut(at, point):
-                pass
+            cut(at, point)
         print(
             f"jobs: {len(chosen)} runs, killed {at.count} times: every job ended, "
             f"each of its {DEVICES} devices was given the command once, and did it",

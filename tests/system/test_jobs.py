@@ -24,13 +24,13 @@ def test_a_job_goes_to_its_end_or_is_halted_and_survives_a_kill(tmp_path: Path) 
     with site(tmp_path) as at:
         home = at.office.home
         at.outcomes["break"] = ResultState.FAILED
-        with cut(at, Point("fdatasync", 4)) as service:
-            assert 1 == at.count, "it was not killed amid the job"
-            good = job(home, "create", "reboot", "--where", "id=pump-*", "--waves", "50,100").check().stdout.strip()
-            assert f"job {good} is finished: 3 done\n" in job(home, "watch", good).check().stderr
-            bad = at.create("break")
-            halted = job(home, "watch", bad)
-            service.wait_for_line(f'job.halted job={bad} reason="1 of 1 failed"', stream="stderr")
+        cut(at, Point("fdatasync", 4))
+        assert 1 == at.count, "it was not killed amid the job"
+        good = job(home, "create", "reboot", "--where", "id=pump-*", "--waves", "50,100").check().stdout.strip()
+        assert f"job {good} is finished: 3 done\n" in job(home, "watch", good).check().stderr
+        bad = at.create("break")
+        halted = job(home, "watch", bad)
+        at.service.wait_for_line(f'job.halted job={bad} reason="1 of 1 failed"', stream="stderr")
         assert 1 == halted.returncode
         assert f"error: job {bad} was halted: 1 of 1 failed; 1 failed, 2 waiting\n" in halted.stderr
         given = {device: [command] for device, command in at.commands(good).items()}
