@@ -23,6 +23,7 @@ from enroll.files import stamp
 from enroll.home import check_private
 from enroll.issuer import check_lives
 from enroll.registry import Registry
+from enroll.registry.reserve import RESERVE_BYTES, Reserve
 from enroll.renewal import CHECK_SECONDS, Renewal
 from enroll.server import EnrollServer
 from enroll.service import Enrolment
@@ -82,6 +83,7 @@ async def serving(
     timekeeping.settle(context)
     trust = ManufacturerTrust(context, registry)
     trust.refresh()
+    registry.reserve.fill()
     uploads = uploads_of(home, registry, config.uploads)
     uploads.store.prepare()
     with ThreadPoolExecutor(1, "feed") as readers:
@@ -92,6 +94,7 @@ async def serving(
             trust.follow(commits, readers),
             _keep_renewed(renewal, ports.clock, readers),
             _keep_ending(registry, ports.clock, readers),
+            _keep_reserved(registry.reserve, readers),
             _keep_showing(home.enroll_server, context),
             server.keep_swept(),
             timekeeping.keep(context),
@@ -140,6 +143,21 @@ async def _keep_ending(registry: Registry, clock: Callable[[], datetime], execut
             continue
         for device, serial in ended:
             _log.info(event("certificate.superseded", device=device, serial=serial))
+
+
+async def _keep_reserved(reserve: Reserve, executor: Executor) -> None:
+    """What revocations need on a full disk is there as soon as there is room for it, for ever; told when it is not."""
+    known = RESERVE_BYTES
+    while True:
+        left = reserve.size_bytes
+        if left < known:
+            _log.warning(event("reserve.short", left_bytes=left, hint="free space on the registry's disk"))
+        if known < RESERVE_BYTES <= left:
+            _log.info(event("reserve.rebuilt", bytes=left))
+        known = left
+        await asyncio.sleep(_FILE_CHECK_SECONDS)
+        if not reserve.is_whole and known < RESERVE_BYTES:  # what was used is told before
+            await asyncio.get_running_loop().run_in_executor(executor, reserve.fill)
 
 
 async def _keep_showing(files: IdentityFiles, context: SSLContext) -> None:

@@ -24,7 +24,7 @@ from enroll.cli.options import (
     user,
 )
 from enroll.cli.output import Row, ahead, minute, print_rows, say, time_or_none
-from enroll.cli.revoking import print_revoked
+from enroll.cli.revoking import open_to_revoke, print_revoked
 from fleet.errors import Denied, FleetError, NotFound
 from fleet.layout import AdminHome, CaFiles
 
@@ -192,7 +192,7 @@ def revoke(
         raise Denied("the servers would go on showing what is revoked", hint="enroll cert revoke SERIAL ends one")
     if name != DEVICES:
         raise NotFound(f"there is no issuing CA {name[:40]!r}", hint="enroll ca show")
-    with open_registry(at) as registry:
+    with open_to_revoke(at) as registry:
         count = count_issued(registry, name)
         if dry_run:
             print(count)

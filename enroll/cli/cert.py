@@ -22,6 +22,7 @@ from enroll.cli.options import (
     user,
 )
 from enroll.cli.output import Row, ahead, minute, print_one, print_rows, say, time_or_none
+from enroll.cli.revoking import open_to_revoke
 from fleet.errors import NotFound
 from fleet.identity import DeviceId, Serial
 
@@ -108,7 +109,7 @@ def revoke(
     from enroll.service import find_certificate, revoke_certificate
 
     wanted, why = _parse_serial(serial), parse_reason(reason)
-    with open_registry(admin_home(home)) as registry:
+    with open_to_revoke(admin_home(home)) as registry:
         holder = find_certificate(registry, wanted)[0].principal
         confirm(f"revoke certificate {wanted} of {holder or 'a server'} for good?", yes=yes)
         ended = revoke_certificate(registry, wanted, by=user(), now=now(), reason=why)

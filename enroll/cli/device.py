@@ -28,6 +28,7 @@ from enroll.cli.options import (
     user,
 )
 from enroll.cli.output import Row, ago, ahead, minute, print_one, print_pages, say, time_or_none
+from enroll.cli.revoking import open_to_revoke
 from enroll.cli.selected import WhereOption
 from enroll.cli.token import parse_role
 from fleet.catalogue import catalogue_fields
@@ -238,7 +239,7 @@ def revoke(id: IdArgument, reason: ReasonOption = None, yes: YesOption = False, 
     from enroll.service import revoke as revoke_principal
 
     device, why, at = DeviceId(id), parse_reason(reason), admin_home(home)
-    with open_registry(at) as registry:
+    with open_to_revoke(at) as registry:
         confirm(f"revoke {device} for good?", yes=yes)
         revoke_principal(registry, device, by=user(), now=now(), reason=why)
     say(f"{device} is revoked; enroll token create --device {device} --replace gives its name to a new key")

@@ -106,13 +106,16 @@ def admin_home(given: Path | None) -> AdminHome:
     return home
 
 
-def open_registry(home: AdminHome) -> AbstractContextManager[Registry]:
-    """The registry of an initialised home, closed at the end. Raises: FleetError."""
+def open_registry(home: AdminHome, *, is_urgent: bool = False) -> AbstractContextManager[Registry]:
+    """The registry of an initialised home, closed at the end; `is_urgent` as `Registry.open` has it.
+
+    Raises: FleetError.
+    """
     from enroll.registry import Registry
 
     if not home.registry.exists():
         raise FleetError(f"{home.registry} is missing", hint="restore it from a backup")
-    return Registry.open(home.registry)
+    return Registry.open(home.registry, is_urgent=is_urgent)
 
 
 def confirm(question: str, *, yes: bool) -> None:

@@ -1,11 +1,34 @@
-"""Revoking many: who they are, on stdout, batch by batch."""
+"""Revoking: also where the registry's disk is full; many of them on stdout, batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
+from enroll.cli.options import open_registry
+from enroll.cli.output import say
 from enroll.cli.progress import progress
 from fleet.errors import FleetError, PartlyDone
+
+if TYPE_CHECKING:
+    from enroll.registry import Registry
+    from fleet.layout import AdminHome
+
+
+@contextmanager
+def open_to_revoke(home: AdminHome) -> Iterator[Registry]:
+    """The registry, whose reserve is for this; where some of it was needed that is said. Raises: FleetError."""
+    with open_registry(home, is_urgent=True) as registry:
+        try:
+            yield registry
+        finally:
+            if registry.reserve.was_needed:
+                say(
+                    "warning: the registry's disk is full; of the room that is kept for revocations "
+                    f"{registry.reserve.size_bytes >> 10} KiB are left"
+                )
+                say("hint: free space on its disk: nothing but a revocation can be written")
 
 
 def print_revoked(batches: Iterable[Sequence[str]], expected: int) -> int:

@@ -27,7 +27,7 @@ from enroll.cli.options import (
     user,
 )
 from enroll.cli.output import Row, ahead, print_rows, say, time_or_none
-from enroll.cli.revoking import print_revoked
+from enroll.cli.revoking import open_to_revoke, print_revoked
 from fleet.errors import FleetError, InvalidInput
 from fleet.identity import DeviceId, Role, Server
 from fleet.join import JoinCode, JoinFile, check_enroll_url
@@ -270,7 +270,7 @@ def revoke(
     why = parse_reason(reason)
     if why is not None and not devices:
         raise InvalidInput("a token ends without a reason", hint="--devices revokes whom it let in, for that reason")
-    with open_registry(admin_home(home)) as registry:
+    with open_to_revoke(admin_home(home)) as registry:
         found = enrolled_by(registry, id) if devices or dry_run else []
         if dry_run:
             print("\n".join(found), end="\n" if found else "")

@@ -6,6 +6,6 @@
 
 from sqlalchemy import Connection as Transaction
 
-from enroll.registry.database import Registry, RegistryUnavailable
+from enroll.registry.database import Registry, RegistryFull, RegistryUnavailable
 
-__all__ = ["Registry", "RegistryUnavailable", "Transaction"]
+__all__ = ["Registry", "RegistryFull", "RegistryUnavailable", "Transaction"]

@@ -6,17 +6,20 @@ import os
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from enroll.registry.commits import CommitMark
+from enroll.registry.reserve import Reserve, reserve_of
 from fleet.errors import FleetError, reason_of
+
+_T = TypeVar("_T")
 
 _BUSY_SECONDS: Final = 10.0
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -28,27 +31,43 @@ class RegistryUnavailable(FleetError):
     """The registry cannot be written or read now; nothing was half done, and a retry may succeed."""
 
 
+class RegistryFull(RegistryUnavailable):
+    """It cannot be written because there is no room for it."""
+
+
 class Registry:
     """The registry at one database. Safe to use from several threads: each transaction has its own connection."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, reserve: Reserve) -> None:
         self._engine = engine
+        self.reserve = reserve
         self._idle: deque[Connection] = deque()
         self._shared = threading.local()
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, *, is_urgent: bool = False) -> Self:
         """The SQLite registry at `path`, made (0600) if missing and brought to the present schema.
 
-        Raises: RegistryUnavailable; FleetError if a newer release wrote it.
+        `is_urgent`: for that its reserve may be given up. Raises: RegistryUnavailable; FleetError if a newer release
+        wrote it.
         """
+        reserve = reserve_of(path)
+        while True:
+            try:
+                return cls._open(path, reserve)
+            except RegistryFull:
+                if not is_urgent or not reserve.give_up():
+                    raise
+
+    @classmethod
+    def _open(cls, path: Path, reserve: Reserve) -> Self:
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except OSError as error:
             raise RegistryUnavailable(
                 f"the registry cannot be opened: {reason_of(error)}", hint=f"it must be writable: {path}"
             ) from error
-        registry = cls(_sqlite_engine(path))
+        registry = cls(_sqlite_engine(path), reserve)
         try:
             registry.migrate()
         except BaseException:
@@ -91,6 +110,23 @@ class Registry:
         """
         shared: Connection | None = getattr(self._shared, "connection", None)
         return self._transaction("BEGIN IMMEDIATE") if shared is None else _savepoint(shared)
+
+    def urgently(self, work: Callable[[Connection], _T]) -> _T:
+        """What `work` gives, in a `write`. Where the disk is full the reserve is given up for it, as far as need be.
+
+        `work` may be done several times, and all but one of them without a trace. Raises: RegistryUnavailable.
+        """
+        size = self.reserve.size_bytes
+        try:
+            while True:
+                try:
+                    with self.write() as connection:
+                        return work(connection)
+                except RegistryFull:
+                    if not self.reserve.give_up():
+                        raise
+        finally:
+            self.reserve.take_back(size)
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[Connection]:
@@ -200,7 +236,7 @@ def _explained(error: BaseException | None) -> FleetError | None:
     if not isinstance(error, sqlite3.OperationalError):
         return None
     if any(sign in text for sign in _FULL):
-        return RegistryUnavailable(f"the registry cannot be written: {text}", hint="free space on its disk")
+        return RegistryFull(f"the registry cannot be written: {text}", hint="free space on its disk")
     if any(sign in text for sign in _BUSY):
         return RegistryUnavailable(f"the registry is in use: {text}", hint="try again in a moment")
     return RegistryUnavailable(f"the registry cannot be used: {text}", hint="check its disk and its file permissions")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import assert_never
 
 from enroll import audit
@@ -52,8 +53,7 @@ def revoke(
 
     Of one that is revoked already, the reason is stated anew. Raises: NotFound, RegistryUnavailable.
     """
-    with registry.write() as transaction:
-        return revoke_in(transaction, id, by=by, now=now, reason=reason)
+    return registry.urgently(partial(revoke_in, id=id, by=by, now=now, reason=reason))
 
 
 def revoke_in(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 
 from enroll import audit
 from enroll import tokens as rules
@@ -94,7 +95,8 @@ def check_usable(transaction: Transaction, device: DeviceId | None, role: Role, 
 
 def revoke_token(registry: Registry, id: str, *, by: str, now: datetime) -> TokenRecord:
     """End a token, used or not; ending it again changes nothing. Raises: NotFound, RegistryUnavailable."""
-    with registry.write() as transaction:
+
+    def end(transaction: Transaction) -> TokenRecord:
         found = _find(transaction, id)
         if found.revoked_at is not None:
             return found
@@ -102,6 +104,8 @@ def revoke_token(registry: Registry, id: str, *, by: str, now: datetime) -> Toke
         deny_open(transaction, approvals.open_of_token(transaction, id, now), "its token was revoked", by=by, now=now)
         audit.record(transaction, now, "token.revoked", token=id, by=by)
         return replace(found, revoked_at=now)
+
+    return registry.urgently(end)
 
 
 def enrolled_by(registry: Registry, id: str) -> list[DeviceId]:
@@ -120,14 +124,20 @@ def revoke_enrolled(
     """
     after = b""
     while True:
-        with registry.write() as transaction:
-            found = token_rows.enrolled_by(transaction, id, after, REVOKED_AT_ONCE)
-            for device, _ in found:
-                administration.revoke_in(transaction, device, by=by, now=now, reason=reason)
+        found = registry.urgently(partial(_revoke_some, id=id, after=after, by=by, now=now, reason=reason))
         if not found:
             return
         yield [device for device, _ in found]
         after = found[-1][1]
+
+
+def _revoke_some(
+    transaction: Transaction, *, id: str, after: bytes, by: str, now: datetime, reason: Reason | None
+) -> list[tuple[DeviceId, bytes]]:
+    found = token_rows.enrolled_by(transaction, id, after, REVOKED_AT_ONCE)
+    for device, _ in found:
+        administration.revoke_in(transaction, device, by=by, now=now, reason=reason)
+    return found
 
 
 def tokens(registry: Registry, limit: int = 1000) -> list[TokenRecord]:

@@ -37,7 +37,8 @@ def revoke_certificate(
 
     Raises: NotFound, RegistryUnavailable.
     """
-    with registry.write() as transaction:
+
+    def end(transaction: Transaction) -> Ended:
         found, listed = _find(transaction, serial), revocations.find(transaction, serial)
         is_known = listed is not None and reason in (None, listed.reason)
         is_repeated = found.state is CertificateState.REVOKED and is_known
@@ -45,6 +46,8 @@ def revoke_certificate(
             _revoke(transaction, serial, found.principal, reason, by, now)
         left = [] if found.principal is None else identity.live_certificates_of(transaction, found.principal)
         return Ended(found, is_repeated, tuple(each.serial for each in left))
+
+    return registry.urgently(end)
 
 
 def count_issued(registry: Registry, issuer: str) -> int:
@@ -61,11 +64,14 @@ def revoke_some_issued(
     Those who carry the news, brokers and dispatch, keep theirs: without them nobody would hear. None are left when the
     list is empty. Raises: RegistryUnavailable.
     """
-    with registry.write() as transaction:
+
+    def end(transaction: Transaction) -> list[revocations.Live]:
         found = revocations.live_of_issuer(transaction, issuer, after, REVOKED_AT_ONCE)
         for each in found:
             _revoke(transaction, each.serial, each.principal, reason, by, now)
-    return found
+        return found
+
+    return registry.urgently(end)
 
 
 def _revoke(

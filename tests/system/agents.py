@@ -143,11 +143,12 @@ class Application:
 
     home: AgentHome
     commands: tuple[str, ...] = ()
+    path: Path | None = None  # where the agent listens, if not in its home
     connection: socket.socket = field(default_factory=lambda: socket.socket(socket.AF_UNIX))
 
     def __enter__(self) -> Self:
         self.connection.settimeout(within(20))
-        self.connection.connect(str(self.home.path / "run" / "app.sock"))
+        self.connection.connect(str(self.path or self.home.path / "run" / "app.sock"))
         self._lines = self.connection.makefile("rb")
         self.welcome = self.next("welcome")
         self.say(type="register", app="test", commands=list(self.commands))

@@ -8,6 +8,7 @@ from enroll import service
 from enroll.registry import Registry, revocations
 from enroll.registry.database import _sqlite_engine, _upgrade
 from enroll.registry.records import Reason
+from enroll.registry.reserve import reserve_of
 from fleet.identity import DeviceId, Serial
 from tests.fleets import NOW
 
@@ -33,7 +34,7 @@ _INSERT = """
 def _old_registry(path: Path) -> None:
     """A registry as it was before there were lists of revocations."""
     path.touch(mode=0o600)
-    registry = Registry(_sqlite_engine(path))
+    registry = Registry(_sqlite_engine(path), reserve_of(path))
     with registry.write() as transaction:
         _upgrade(transaction, "0007")
         for state in ("active", "suspended", "revoked"):

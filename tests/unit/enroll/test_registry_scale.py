@@ -17,6 +17,7 @@ from enroll.registry import tokens as token_rows
 from enroll.registry.database import _sqlite_engine, _upgrade
 from enroll.registry.overview import Filter
 from enroll.registry.records import Approval, CommandRecord, CommandState, PrincipalRecord
+from enroll.registry.reserve import reserve_of
 from enroll.service import Asker, new_claim
 from fleet import est
 from fleet.identity import DeviceId, Principal, Role, Serial, State
@@ -275,7 +276,7 @@ def test_a_registry_of_an_older_release_is_brought_up_to_date(tmp_path: Path) ->
     """After an upgrade a group is empty, a token lets in from nowhere, or a command is never sent."""
     path = tmp_path / "registry.db"
     path.touch(mode=0o600)
-    registry = Registry(_sqlite_engine(path))
+    registry = Registry(_sqlite_engine(path), reserve_of(path))
     with registry.write() as transaction:
         _upgrade(transaction, "0002")
         transaction.exec_driver_sql("INSERT INTO principals VALUES ('a', 'device', 'active', 1, '[\"x\", \"y\"]', 0)")
