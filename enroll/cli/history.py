@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from enroll.cli.options import HomeOption, Output, OutputOption, admin_home, open_registry
-from enroll.cli.output import Row, print_rows, say, span, time_or_none
+from enroll.cli.output import Row, print_rows, say, second, span, time_or_none
 from fleet.errors import NotFound
 from fleet.identity import DeviceId
+from fleet.messages import format_time
 
 if TYPE_CHECKING:
     from enroll.registry import Transaction
@@ -50,7 +51,7 @@ def _skipped(changes: Sequence[PresenceChange]) -> int:
 
 def _row(change: PresenceChange) -> Row:
     cells = (
-        f"{change.at:%Y-%m-%d %H:%M:%S}Z",
+        second(change.at),
         "online" if change.is_online else "offline",
         _after(change),
         change.reason or "-",
@@ -58,7 +59,7 @@ def _row(change: PresenceChange) -> Row:
         change.address or "-",
         change.broker or "-",
     )
-    return Row(str(change.number), change_fields(change), cells)
+    return Row(format_time(change.at), change_fields(change), cells)
 
 
 def _after(change: PresenceChange) -> str:
@@ -131,4 +132,4 @@ def _line(change: PresenceChange) -> str:
     after = f" after {_after(change)}" if change.before is not None else ""
     why = f": {change.reason}" if change.reason else ""
     said = f" ({change.said})" if change.said else ""
-    return f"{change.at:%Y-%m-%d %H:%M:%S}Z {what}{after}{why}{said}"
+    return f"{second(change.at)} {what}{after}{why}{said}"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fleet.layout import AdminHome
 
 _POLL_SECONDS: Final = 0.25
+_IN_STATUS: Final = 10
 _UNITS: Final = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 _LABELS: Final = ("job", "command", "devices", "state", "wave", "so far", "plan", "created", "ended")
 
@@ -109,6 +110,31 @@ def _cells(job: Job) -> tuple[str, ...]:
         f"{minute(job.created_at)} by {job.created_by}",
         minute(job.ended_at),
     )
+
+
+def status_rows(jobs: Sequence[Job]) -> list[tuple[str, str]]:
+    """A line for each job, with what to do where it does not go on by itself; the first of them by a label."""
+    lines = [_status_line(job) for job in jobs[:_IN_STATUS]]
+    if len(jobs) > _IN_STATUS:
+        lines.append(f"and {len(jobs) - _IN_STATUS} more: enroll job list")
+    return [("jobs" if not at else "", line) for at, line in enumerate(lines)]
+
+
+def _status_line(job: Job) -> str:
+    why = f" ({job.reason})" if job.reason else ""
+    return f"{job.id} {job.name}: {job.state} in wave {wave_of(job)}{why}, {counts_of(job)}{_next_step(job)}"
+
+
+def _next_step(job: Job) -> str:
+    match job.state.value:
+        case "halted":
+            return f": enroll job show {job.id} --state failed, then enroll job retry {job.id}"
+        case "paused":
+            return f": enroll job resume {job.id}"
+        case "preparing":
+            return f": enroll job abort {job.id}, if nobody is creating it"
+        case _:
+            return ""
 
 
 def counts_of(job: Job) -> str:

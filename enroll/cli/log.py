@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from enroll.cli.options import HomeOption, Output, OutputOption, Verbs, admin_home, open_registry
-from enroll.cli.output import Row, print_rows, time_or_none
+from enroll.cli.output import Row, print_rows, second, time_or_none
 from fleet.errors import FleetError
 
 
@@ -27,8 +27,7 @@ def list_(
         fields = json.loads(entry.fields)
         words = " ".join(f"{name}={value}" for name, value in fields.items() if value not in (None, ""))
         shown = {"seq": entry.seq, "at": time_or_none(entry.at), "event": entry.event, "fields": fields}
-        at = f"{entry.at:%Y-%m-%d %H:%M:%S}Z"
-        rows.append(Row(str(entry.seq), shown, (str(entry.seq), at, entry.event, words)))
+        rows.append(Row(str(entry.seq), shown, (str(entry.seq), second(entry.at), entry.event, words)))
     print_rows(output, ("SEQ", "AT", "EVENT", "FIELDS"), rows, nothing="the log is empty")
 
 

@@ -100,6 +100,11 @@ def minute(moment: datetime | None) -> str:
     return "-" if moment is None else f"{moment:%Y-%m-%d %H:%M}Z"
 
 
+def second(moment: datetime | None) -> str:
+    """A moment for people, to the second in UTC."""
+    return "-" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S}Z"
+
+
 def ago(moment: datetime | None, now: datetime) -> str:
     """How long ago, in the largest unit that says it."""
     return "never" if moment is None else f"{span((now - moment).total_seconds())} ago"

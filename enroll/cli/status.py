@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 
-from enroll.cli.options import HomeOption, admin_home, clock, open_registry
+from enroll.cli.job_view import fields_of, status_rows
+from enroll.cli.options import HomeOption, admin_home, clock, now, open_registry
 from enroll.cli.output import table
 from fleet.clock import NO_CHECK_TIME
 from fleet.errors import FleetError, InvalidInput, Unreachable
@@ -16,6 +19,7 @@ from fleet.identity import Server, is_server
 from fleet.layout import AdminHome, decode_run_file
 
 _SECONDS = 5.0
+_HALTED_LATELY = timedelta(days=7)
 
 
 def status(
@@ -28,6 +32,7 @@ def status(
     """
     from enroll.home import read_config
     from enroll.registry import lineage, overview
+    from enroll.registry.jobs import unsettled
 
     if output not in ("table", "json"):
         raise InvalidInput(f"{output[:40]!r} is not an output", hint="table or json")
@@ -35,6 +40,7 @@ def status(
     with open_registry(at) as registry, registry.read() as transaction:
         devices, commands = overview.counts(transaction), overview.command_counts(transaction)
         alarms = lineage.count_alarmed(transaction)
+        jobs = unsettled(transaction, now() - _HALTED_LATELY)
     servers = {server: _probe(at, server) for server in Server}
     fields: dict[str, Any] = {
         "trust_domain": read_config(at).trust_domain,
@@ -44,16 +50,17 @@ def status(
         "clock": clock.fields(),
         "devices": devices,
         "commands": commands,
+        "jobs": [fields_of(job) for job in jobs],
         "alarms": alarms,
     }
-    print(json.dumps(fields, indent=2) if output == "json" else _table(fields))
+    print(json.dumps(fields, indent=2) if output == "json" else _table(fields, status_rows(jobs)))
     away = [server.value for server, found in servers.items() if not found["answers"]]
     if away:
         hint = "; ".join(f"{'enroll' if name == 'enroll' else 'broker'} serve" for name in away)
         raise Unreachable(f"no answer from: {', '.join(away)}", hint=hint)
 
 
-def _table(fields: dict[str, Any]) -> str:
+def _table(fields: dict[str, Any], jobs: Sequence[tuple[str, str]]) -> str:
     def words(counts: dict[str, int]) -> str:
         return ", ".join(f"{number} {name}" for name, number in counts.items()) or "none"
 
@@ -70,6 +77,7 @@ def _table(fields: dict[str, Any]) -> str:
             *_clock_rows(fields["clock"]),
             ("devices", words(fields["devices"])),
             ("commands", words(fields["commands"])),
+            *jobs,
             *([("alarms", f"{fields['alarms']}: enroll device list --alarms")] if fields["alarms"] else []),
         ],
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import (
@@ -22,6 +22,9 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     bindparam,
+    exists,
+    literal,
+    or_,
     select,
     text,
 )
@@ -32,6 +35,8 @@ from enroll.registry.statement import Row, Statement, insert_into
 from enroll.rollout import Job, JobState, Plan, Tally, Target
 from fleet.identity import DeviceId
 
+RETRY_OF: Final = "not done by job "
+"""What a job that retries another was asked for, before the other's id."""
 _TALLY: Final = ("total", "reached", "done", "failed", "missed", "silent", "skipped")
 
 jobs: Final = Table(
@@ -81,6 +86,14 @@ _ADD = insert_into(jobs, *(column.name for column in jobs.columns if column.name
 _BY_ID = Statement(_JOB.where(jobs.c.id == bindparam("of")))
 _ACTIVE = Statement(_JOB.where(jobs.c.is_active == text("1")).order_by(jobs.c.number))
 _NEWEST = Statement(_JOB.order_by(jobs.c.number.desc()).limit(bindparam("limit", type_=Integer)))
+_later = jobs.alias()
+_IS_RETRIED = exists().where(_later.c.number > jobs.c.number, _later.c.asked == literal(RETRY_OF) + jobs.c.id)
+_UNSETTLED = _JOB.where(
+    or_(
+        jobs.c.state.in_([JobState.PREPARING.value, JobState.RUNNING.value, JobState.PAUSED.value]),
+        (jobs.c.state == JobState.HALTED.value) & (jobs.c.ended_at > bindparam("since", type_=Instant)) & ~_IS_RETRIED,
+    )
+).order_by(jobs.c.number)
 _MOVABLE: Final = ("state", "is_active", "wave", "wave_ends_at", "ended_at", "reason", *_TALLY)
 _MOVE = Statement(
     updating(jobs).where(jobs.c.number == bindparam("of")).values({name: bindparam(name) for name in _MOVABLE})
@@ -156,6 +169,11 @@ def find(transaction: Connection, id: str) -> Job | None:
 def active(transaction: Connection) -> list[Job]:
     """The jobs that dispatch has to look at, oldest first."""
     return [_job(row) for row in _ACTIVE.all(transaction)]
+
+
+def unsettled(transaction: Connection, since: datetime) -> list[Job]:
+    """Those that have not ended, oldest first, and of those that were halted since then the ones not retried yet."""
+    return [_job(row) for row in transaction.execute(_UNSETTLED, {"since": since})]
 
 
 def newest(transaction: Connection, limit: int) -> list[Job]:

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enroll.cli.job_view import WaitingFor, duration, print_job, watch_job
+from enroll.cli.job_view import WaitingFor, duration, print_job, status_rows, watch_job
 from enroll.cli.options import Output, parse_duration
 from enroll.registry import Registry
+from enroll.registry.jobs import unsettled
 from enroll.service import jobs
 from fleet.errors import FleetError, PartlyDone
 from fleet.layout import AdminHome
@@ -59,6 +60,34 @@ def test_a_job_is_one_json_value_however_long(site: Site, capsys: pytest.Capture
         assert [job.id, 3, expected] == [shown["id"], shown["counts"]["total"], len(shown["devices"])]
     print_job(Output.NAME, job, jobs.pages(site.registry, job), None)
     assert ["pump-000", "pump-001", "pump-002"] == sorted(capsys.readouterr().out.split())
+
+
+def test_the_status_has_a_line_for_what_goes_on_or_needs_an_admin(tmp_path: Path) -> None:
+    """Nobody knows that a rollout stopped at its first device, a week ago; or it is shown for ever."""
+
+    def lines() -> list[str]:
+        with registry.read() as transaction:
+            return [words for _, words in status_rows(unsettled(transaction, site.now - timedelta(days=7)))]
+
+    with Registry.open(tmp_path / "registry.db") as registry:
+        site = Site(registry)
+        site.add(2)
+        halted = site.create(plan())
+        site.settle()
+        (device,) = site.open(halted)
+        site.answer(device, ResultState.FAILED, halted)
+        site.settle()
+        paused = jobs.pause(registry, site.create(plan()).id, site.giver)
+        first, second = lines()
+        assert f"{halted.id} echo: halted in wave 1/2 (" in first
+        assert f"1 failed, 1 waiting: enroll job show {halted.id} --state failed, then enroll job retry" in first
+        assert f"{paused.id} echo: paused in wave 1/2, 2 waiting: enroll job resume {paused.id}" == second
+        again = jobs.retry(registry, halted.id, site.giver, site.chance)
+        jobs.abort(registry, paused.id, site.giver)
+        assert [f"{again.id} echo: running in wave 1/2, 2 waiting"] == lines()
+        for _ in range(11):
+            site.create(plan())
+        assert (11, "and 2 more: enroll job list") == (len(lines()), lines()[-1])
 
 
 @given(st.integers(1, 999_999))
