@@ -30,7 +30,7 @@ from enroll.registry.commits import CommitMark
 from enroll.registry.records import CommandRecord
 from enroll.reports import Report
 from enroll.roll import Roll
-from enroll.rollout import Moment
+from enroll.rollout import Earshot
 from enroll.sifting import sift
 from enroll.state_desk import StateBooks, StateTraffic
 from fleet import messages, topics
@@ -240,7 +240,7 @@ class Session:
             self._heard_since = None
             return None
         self._heard_since = self._heard_since or now
-        return self.jobs.advance(Moment(now, self._heard_since))
+        return self.jobs.advance(Earshot(now, self._heard_since))
 
     def _send(self, command: CommandRecord) -> None:
         topic = topics.Command(command.device, command.name, command.id).format()

@@ -21,12 +21,12 @@ from enroll.registry import Registry, RegistryUnavailable, Transaction, identity
 from enroll.rollout import (
     BeginWave,
     CountSilent,
+    Earshot,
     Finish,
     Give,
     Halt,
     Job,
     JobState,
-    Moment,
     Rest,
     Step,
     Tally,
@@ -64,7 +64,7 @@ class Jobs:
         self._failed: dict[int, datetime] = {}  # when to try again, by the number of the job
         self._not_before: datetime | None = None
 
-    def advance(self, moment: Moment) -> datetime | None:
+    def advance(self, moment: Earshot) -> datetime | None:
         """One step of one job, if there is any to take; its commit wakes dispatch for the next one.
 
         When to look again at the latest, if nothing is heard before. Raises: RegistryUnavailable.
@@ -82,7 +82,7 @@ class Jobs:
             self._not_before = moment.now + _FAILED_PAUSE
             return self._not_before
 
-    def _advance(self, moment: Moment) -> datetime | None:
+    def _advance(self, moment: Earshot) -> datetime | None:
         self._failed = {
             job: until for job, until in self._failed.items() if timedelta() < until - moment.now <= _FAILED_PAUSE
         }
@@ -97,7 +97,7 @@ class Jobs:
             if self._step(moment):
                 return None
 
-    def _step(self, moment: Moment) -> bool:
+    def _step(self, moment: Earshot) -> bool:
         """Whose turn it is has one step, if anybody's it is; False if it failed: another has its turn then."""
         turn, told = None, list[str]()
         try:
@@ -125,7 +125,7 @@ class Jobs:
         return next(behind, steps[0] if steps else None)
 
 
-def _agenda(transaction: Transaction, moment: Moment) -> _Agenda:
+def _agenda(transaction: Transaction, moment: Earshot) -> _Agenda:
     steps: list[tuple[Job, Step]] = []
     times: list[datetime] = []
     for job in jobs.active(transaction):

@@ -153,7 +153,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class Earshot:
     """The time of day, and since when what devices say has been heard without a gap."""
 
     now: datetime
@@ -208,7 +208,7 @@ class Rest:
 Step = Give | CountSilent | BeginWave | Halt | Finish | Withdraw | Rest
 
 
-def next_step(job: Job, moment: Moment, *, has_silent: bool) -> Step:
+def next_step(job: Job, moment: Earshot, *, has_silent: bool) -> Step:
     """What is to be done for a job. `has_silent`: someone is silent by `silent_before`; false where that is None."""
     match job.state:
         case JobState.RUNNING:
@@ -221,7 +221,7 @@ def next_step(job: Job, moment: Moment, *, has_silent: bool) -> Step:
             assert_never(job.state)
 
 
-def silent_before(job: Job, moment: Moment) -> datetime | None:
+def silent_before(job: Job, moment: Earshot) -> datetime | None:
     """Who began, and was not heard of since then, is silent; None while the wave still has time.
 
     Its end, or later on the length of a wave ago: a device that comes late has as long.
@@ -233,14 +233,14 @@ def silent_before(job: Job, moment: Moment) -> datetime | None:
     return max(job.wave_ends_at, moment.now - job.plan.wave_timeout)
 
 
-def _time_over(job: Job, moment: Moment) -> datetime | None:
+def _time_over(job: Job, moment: Earshot) -> datetime | None:
     """When the wave's time is over; no sooner than answers that waited for dispatch could be heard."""
     if job.wave_ends_at is None:
         return None
     return max(job.wave_ends_at, moment.heard_since + min(LISTENING, job.plan.wave_timeout))
 
 
-def _running(job: Job, moment: Moment, has_silent: bool) -> Step:
+def _running(job: Job, moment: Earshot, has_silent: bool) -> Step:
     tally, ceiling = job.tally, job.ceilings[job.wave]
     if _is_beyond(job, ceiling):
         return Halt(_rate(tally))

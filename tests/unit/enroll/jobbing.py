@@ -18,7 +18,7 @@ from enroll.registry.job_outcomes import Place, Standing
 from enroll.registry.overview import Filter
 from enroll.registry.records import CommandRecord, PrincipalRecord
 from enroll.reports import ResultSeen, StatusSeen
-from enroll.rollout import Job, Moment, Plan
+from enroll.rollout import Earshot, Job, Plan
 from enroll.service import jobs
 from fleet.identity import DeviceId, Principal, Role, State
 from fleet.messages import Envelope, Presence, ResultMessage, ResultState, StatusMessage
@@ -77,7 +77,7 @@ class Site:
 
     def turn(self) -> datetime | None:
         """One turn of dispatch, in which all that is due goes out; when it would look again."""
-        until = self.jobs.advance(Moment(self.now, self.heard_since))
+        until = self.jobs.advance(Earshot(self.now, self.heard_since))
         books = Books(self.registry)
         books.enter((), [command.id for command in books.agenda(self.now).due], self.now)
         return until
@@ -94,7 +94,7 @@ class Site:
     def steps_of_a_look(self) -> int:
         """How many instructions SQLite takes to see that there is nothing to do."""
         with self._counted(1_000_000) as count:
-            self.jobs.advance(Moment(self.now, self.heard_since))
+            self.jobs.advance(Earshot(self.now, self.heard_since))
         return count[0]
 
     @contextmanager

@@ -13,7 +13,7 @@ import pytest
 from enroll import audit
 from enroll.registry import Registry, log, messaging
 from enroll.registry.overview import Filter
-from enroll.rollout import JobState, Moment
+from enroll.rollout import Earshot, JobState
 from enroll.selection import parse
 from enroll.service import jobs
 from fleet.errors import Denied, FleetError, NotFound
@@ -396,7 +396,7 @@ def test_what_is_about_to_go_out_is_withdrawn_first(site: Site) -> None:
     site.settle()
     site.is_online(site.places(job)[-1].target.device)
     jobs.abort(site.registry, job.id, site.giver)
-    site.jobs.advance(Moment(site.now, site.now))
+    site.jobs.advance(Earshot(site.now, site.now))
     assert {"missed": 200, "queued": 100} == site.standings(job)
     with site.registry.read() as transaction:
         assert [] == messaging.due_commands(transaction, site.now, 300)

@@ -14,12 +14,12 @@ from enroll.rollout import (
     LISTENING,
     BeginWave,
     CountSilent,
+    Earshot,
     Finish,
     Give,
     Halt,
     Job,
     JobState,
-    Moment,
     Plan,
     Rest,
     Step,
@@ -45,7 +45,7 @@ def job(tally: Tally, wave: int = 0, ends: datetime | None = END, state: JobStat
 
 
 def step(of: Job, now: datetime = BEGIN, *, has_silent: bool = False, heard_since: datetime = LONG_AGO) -> Step:
-    return next_step(of, Moment(now, heard_since), has_silent=has_silent)
+    return next_step(of, Earshot(now, heard_since), has_silent=has_silent)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_job_that_does_not_run_is_left_alone_or_taken_back(state: JobState) ->
 def test_nobody_is_silent_while_dispatch_could_not_hear_it() -> None:
     """A gateway that was down for a night calls a wave failed whose answers wait in the broker."""
     waiting = job(Tally(100, 2, done=1))
-    back = Moment(END + timedelta(hours=9), END + timedelta(hours=9))
+    back = Earshot(END + timedelta(hours=9), END + timedelta(hours=9))
     assert silent_before(waiting, back) is None
     assert Rest(back.now + LISTENING) == next_step(waiting, back, has_silent=False)
     assert back.now + LISTENING - 10 * MINUTE == silent_before(waiting, replace(back, now=back.now + LISTENING))
@@ -127,8 +127,8 @@ def test_nobody_is_silent_while_dispatch_could_not_hear_it() -> None:
 def test_who_comes_after_the_waves_time_has_as_long() -> None:
     """A device that was away counts as failed the moment it begins."""
     last = job(Tally(100, 100, done=90), 2)
-    assert END == silent_before(last, Moment(END, LONG_AGO))
-    assert END + 5 * MINUTE == silent_before(last, Moment(END + 15 * MINUTE, LONG_AGO))
+    assert END == silent_before(last, Earshot(END, LONG_AGO))
+    assert END + 5 * MINUTE == silent_before(last, Earshot(END + 15 * MINUTE, LONG_AGO))
 
 
 @given(st.integers(0, 120), st.sets(st.integers(1, 99), max_size=5), st.integers(1, 300))
