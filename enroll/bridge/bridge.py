@@ -32,6 +32,13 @@ _TURN_SECONDS: Final = 0.2
 _log = logging.getLogger(__name__)
 
 
+class TakenOver(FleetError):
+    """Another bridge has our name: whoever came last keeps it, or the two would end each other's connection for ever.
+
+    MQTT 3.1.1 does not say why a connection ends, so each bridge leaves its mark where the next connection finds it.
+    """
+
+
 class Roster(Protocol):
     """Who is shown, by now."""
 
@@ -51,11 +58,13 @@ class Bridge:
     house: House
     roster: Roster
     ports: Ports
+    mark: bytes
+    """What no other bridge has, nor this one after a restart."""
     _was_ready: bool = False
     _aside: Sparsely = field(default_factory=lambda: Sparsely(forget_seconds=3600.0))
 
     def run(self) -> None:
-        """Show the fleet until stopped. Raises: Denied, NotTrusted (at the first connection), FleetError."""
+        """Show the fleet until stopped. Raises: Denied, NotTrusted (at the first connection), TakenOver, FleetError."""
         backoff = Backoff(self.ports.random)
         while not self.ports.is_stopping():
             began = self.ports.monotonic()
@@ -72,8 +81,12 @@ class Bridge:
                     with contextlib.closing(self.connect(FILTERS)) as first:
                         self._begin(second)
                         self._live(first, second)
-                finally:
+                except TakenOver:  # whose name it is now says itself that it is online
+                    raise
+                except BaseException:
                     self._say_offline(second)
+                    raise
+                self._say_offline(second)
         except (Unreachable, Denied, RegistryUnavailable) as error:
             if isinstance(error, Denied | NotTrusted) and not self._was_ready:
                 raise
@@ -86,8 +99,17 @@ class Bridge:
             second.settle(self.ports.monotonic)
 
     def _begin(self, second: SecondConnection) -> None:
-        for topic, payload in second.recall(self.house.layout.configs, self.ports.monotonic):
-            self.house.recall(topic, payload)
+        layout = self.house.layout
+        own = Publication(layout.owner, self.mark)
+        if not self._was_ready:  # at once: from here on it is the other one that has lost the name
+            second.publish([own], self.ports.monotonic)
+        for topic, payload in second.recall((layout.owner, layout.configs), self.ports.monotonic):
+            if topic != layout.owner:
+                self.house.recall(topic, payload)
+            elif payload != self.mark:
+                words = f"another bridge has begun as {layout.name} at {self.second}, and has its place"
+                raise TakenOver(words, hint="stop one of the two, or give each a name: --name NAME")
+        second.publish([own], self.ports.monotonic)
         second.publish(self.house.everything(), self.ports.monotonic)
         self._sweep(second, is_new=True)  # the other broker may have kept what was removed as it was lost
         second.settle(self.ports.monotonic)

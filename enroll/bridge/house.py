@@ -4,6 +4,7 @@
     PREFIX/NAME/devices/pump-07/availability                   online, offline (retained)
     PREFIX/NAME/devices/pump-07/load/l1/sensor                 0.5 (retained)
     PREFIX/NAME/bridge/availability                            online; offline is the bridge's will (retained)
+    PREFIX/NAME/bridge/owner                                   which bridge has begun last under this name (retained)
 
 A restart begins with what the other broker has kept, so that nothing vanishes from Home Assistant and comes back.
 """
@@ -55,6 +56,10 @@ class Layout:
     @property
     def bridge(self) -> str:
         return f"{self.prefix}/{self.name}/bridge/availability"
+
+    @property
+    def owner(self) -> str:
+        return f"{self.prefix}/{self.name}/bridge/owner"
 
     @property
     def configs(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -108,9 +108,9 @@ class SecondConnection:
             raise Denied(f"{second} refuses: {str(answer).lower()}", hint="--user and --password-file say who we are")
         return connection
 
-    def recall(self, topic_filter: str, monotonic: Callable[[], float]) -> list[tuple[str, bytes]]:
+    def recall(self, topic_filters: Sequence[str], monotonic: Callable[[], float]) -> list[tuple[str, bytes]]:
         """What is retained there; from now on it shows us as online. Raises: Unreachable."""
-        self._client.subscribe([(topic_filter, 1), (self._availability, 1)])
+        self._client.subscribe([(each, 1) for each in (*topic_filters, self._availability)])
         # Our own word comes behind all that was retained when we subscribed.
         self.publish([Publication(self._availability, ONLINE)], monotonic)
         kept: list[tuple[str, bytes]] = []
@@ -124,7 +124,7 @@ class SecondConnection:
             return False
 
         self._until(is_all, "it does not send what it is sent", monotonic)
-        self._client.unsubscribe([topic_filter, self._availability])
+        self._client.unsubscribe([*topic_filters, self._availability])
         return kept
 
     def publish(self, publications: Iterable[Publication], monotonic: Callable[[], float]) -> None:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from enroll.cli.export import BrokerOption, stopping
-from enroll.cli.options import HomeOption, Verbs, admin_home, clock, now, open_registry
+from enroll.cli.options import HomeOption, Verbs, admin_home, clock, now, open_registry, token_bytes
 from enroll.cli.output import say
-from enroll.cli.selected import Members, WhereOption, ids_of
+from enroll.cli.selected import Members, WhereOption, ids_of, nobody
 from fleet.address import Address, parse_address
 from fleet.errors import InvalidInput
 from fleet.identity import DeviceId, Role
@@ -77,9 +77,11 @@ def home_assistant(
     is_tls = tls or ca is not None or identity_there is not None
     told = _second(parse_address(address), user, password_file, f"{name}-bridge", is_tls=is_tls)
     second = replace(told, ca=ca, identity=identity_there)
-    source = _source(at, identity, broker, name)
+    source = _source(at, identity, broker)
     log_to(logging.StreamHandler())
     with open_registry(at) as registry, contextlib.closing(Roster(registry, _wanted(group, where))) as roster:
+        if group is not None and not roster.is_anybody():
+            raise nobody(registry, group)
         _run(source, second, layout, units, roster)
 
 
@@ -98,7 +100,8 @@ def _run(source: Source, second: Second, layout: Layout, units: dict[str, Unit],
 
     with stopping() as stop:
         ports = Ports(now, time.monotonic, random.SystemRandom(), stop.is_set, stop.wait, ready)
-        Bridge(source.connect, second, House(layout, units, version("mqtt-fleet")), roster, ports).run()
+        house, mark = House(layout, units, version("mqtt-fleet")), token_bytes(8).hex().encode()
+        Bridge(source.connect, second, house, roster, ports, mark).run()
 
 
 def _second(address: Address, user: str | None, password_file: Path | None, client_id: str, *, is_tls: bool) -> Second:
@@ -127,13 +130,13 @@ def _is_near(host: str) -> bool:
         return host == "localhost"
 
 
-def _source(at: AdminHome, identity: Path | None, broker: str | None, name: str) -> Source:
+def _source(at: AdminHome, identity: Path | None, broker: str | None) -> Source:
     from enroll.export import source
 
     agent = AgentHome(at.path / "bridge" if identity is None else identity.absolute())
     credential = source.load_service(agent, now(), "bridge")
     ways = source.by_run_file(at) if broker is None else source.by_address(broker)
-    client_id = f"{credential.device}:bridge-{name}"
+    client_id = f"{credential.device}:bridge-{token_bytes(4).hex()}"  # the name is the other broker's alone
     return source.Source(agent, client_id, ways, time.monotonic, clock, is_persistent=False)
 
 
@@ -159,6 +162,9 @@ class Roster:
 
     def has(self, id: DeviceId) -> bool:
         return self._members.has(id)
+
+    def is_anybody(self) -> bool:
+        return self._members.is_anybody()
 
     def gone(self, shown: Sequence[DeviceId], *, is_new: bool = False) -> list[DeviceId]:
         """Once a second at most, and less often where that takes long; but what `is_new` is always looked at."""

@@ -49,7 +49,7 @@ def test_what_is_published_is_there(house: Second) -> None:
         connection.publish([Publication("kept/a", b"1")], time.monotonic)
         connection.settle(time.monotonic)
     with closing(opened(house.login())) as connection:
-        assert ("kept/a", b"1") in connection.recall("kept/#", time.monotonic)
+        assert ("kept/a", b"1") in connection.recall(("kept/#",), time.monotonic)
 
 
 def test_a_broker_by_another_ca_is_not_believed(house: Second, tmp_path: Path) -> None:
