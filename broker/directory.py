@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import assert_never
 
+from broker.restored import listed_anew, succeeded
 from fleet import directory
 from fleet.directory import Current, Entry, FeedLine, SnapshotStart
 from fleet.errors import FleetError, InvalidInput
@@ -54,8 +55,8 @@ class Directory:
     """All principals. An older line never wins over a newer one, in whatever order they come.
 
     A snapshot replaces everything at once, when it is complete. A second one tells of another history: a registry that
-    was restored from a backup, or made anew. Whom this broker knows as revoked or removed is not let in again by it:
-    that takes a later entry or a new enrolment, both an admin's. `kept` is who stays out against the newest snapshot.
+    was restored from a backup, or made anew. What this broker knows as revoked is not let in again by it: that takes an
+    admin (`restored`). `kept` is of whom something stays out against the newest snapshot.
     """
 
     def __init__(self) -> None:
@@ -103,7 +104,7 @@ class Directory:
         known = self._entries.get(entry.principal.id)
         if known is not None and known.seq >= entry.seq:
             return ()
-        self._entries[entry.principal.id] = entry
+        entry = self._entries[entry.principal.id] = succeeded(known, entry)
         return (Change(known, entry),)
 
     def _apply_streamed(self, entry: Entry) -> tuple[Change, ...]:
@@ -124,8 +125,8 @@ class Directory:
         if self._position is None:
             self.kept, merged = frozenset(), {**snapshot, **self._found_since(snapshot, position)}
         else:
-            kept = dict(self._kept(snapshot, position))
-            self.kept, merged = frozenset(kept), {**snapshot, **kept}
+            merged = dict(self._listed_anew(snapshot, position))
+            self.kept = frozenset(id_ for id_, entry in merged.items() if entry.only is not None)
         before, self._entries, self._position = self._entries, merged, position
         ids = sorted(before.keys() | merged.keys())
         changes = (Change(before.get(id_), merged.get(id_)) for id_ in ids)
@@ -136,13 +137,11 @@ class Directory:
         listed = {id_: snapshot[id_].seq if id_ in snapshot else position.seq for id_ in self._entries}
         return {id_: known for id_, known in self._entries.items() if known.seq > listed[id_]}
 
-    def _kept(self, snapshot: Mapping[DeviceId, Entry], position: Position) -> Iterator[tuple[DeviceId, Entry]]:
-        """Whoever stays out against a snapshot, as of its own number: any later entry wins."""
-        for id_, known in self._entries.items():
-            listed = snapshot.get(id_)
-            is_newer = listed is not None and (listed.state is known.state or listed.epoch > known.epoch)
-            if known.state in (State.REVOKED, State.REMOVED) and not is_newer:
-                yield id_, replace(known, seq=position.seq)
+    def _listed_anew(self, snapshot: Mapping[DeviceId, Entry], position: Position) -> Iterator[tuple[DeviceId, Entry]]:
+        for id_ in sorted(self._entries.keys() | snapshot.keys()):
+            found = listed_anew(self._entries.get(id_), snapshot.get(id_), position.seq)
+            if found is not None:
+                yield id_, found
 
     def snapshot(self) -> tuple[FeedLine, ...]:
         """The whole view as lines of a feed; none before the first snapshot is complete."""

@@ -35,6 +35,9 @@ class Entry:
 
     `serials` may connect while `state` is active. `epoch` counts enrolments under this id: sessions kept from an older
     epoch belong to a predecessor and are not restored.
+
+    A broker's own, in its file: which serials it saw end, and the only ones that may connect against what a registry
+    says that was restored from a backup (`broker.restored`).
     """
 
     seq: int
@@ -42,6 +45,8 @@ class Entry:
     state: State
     epoch: int
     serials: frozenset[Serial]
+    ended: tuple[Serial, ...] = ()
+    only: frozenset[Serial] | None = None
 
     def admits(self, serial: Serial) -> bool:
         """Whether a certificate with `serial` may connect."""
@@ -75,16 +80,22 @@ def encode(line: FeedLine) -> bytes:
 
 def _fields(line: FeedLine) -> dict[str, object]:
     match line:
-        case Entry(seq, principal, state, epoch, serials):
-            return {
-                "type": "entry",
-                "seq": seq,
-                "id": principal.id,
-                "role": principal.role.value,
-                "state": state.value,
-                "epoch": epoch,
-                "serials": sorted(serials),
-            }
+        case Entry(seq, principal, state, epoch, serials, ended, only):
+            own = {"ended": list(ended)} if ended else {}
+            kept = {"only": sorted(only)} if only is not None else {}
+            return (
+                own
+                | kept
+                | {
+                    "type": "entry",
+                    "seq": seq,
+                    "id": principal.id,
+                    "role": principal.role.value,
+                    "state": state.value,
+                    "epoch": epoch,
+                    "serials": sorted(serials),
+                }
+            )
         case SnapshotStart(feed, seq):
             return {"type": "snapshot", "feed": feed, "seq": seq}
         case Current(feed, seq, mark):
@@ -108,7 +119,10 @@ def _decode(fields: dict[str, Any]) -> FeedLine:
                 case {"epoch": epoch, "serials": [*serials]}:
                     principal = Principal(Role(role), DeviceId(id_))
                     admitted = frozenset(Serial(s) for s in serials)
-                    return Entry(_count(seq), principal, State(state), _count(epoch), admitted)
+                    ended, only = fields.get("ended", []), fields.get("only")
+                    kept = None if only is None else frozenset(map(Serial, only))
+                    known = tuple(map(Serial, ended))
+                    return Entry(_count(seq), principal, State(state), _count(epoch), admitted, known, kept)
         case {"type": "snapshot", "feed": str(feed), "seq": seq}:
             return SnapshotStart(_feed_id(feed), _count(seq))
         case {"type": "current", "feed": str(feed), "seq": seq}:

@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
-from fleet import directory
+from fleet import directory, pki
 from fleet.directory import Current, Entry
-from fleet.identity import State
+from fleet.identity import Serial, State
 from fleet.layout import AdminHome, IdentityFiles
 from tests import mqtt
 from tests.fleets import new_home
@@ -150,16 +151,22 @@ def restore(home: AdminHome, backup: Path) -> None:
     backup.replace(home.registry)
 
 
+def serial_in(files: IdentityFiles) -> Serial:
+    return pki.serial_of(x509.load_pem_x509_certificate(files.certificate.read_bytes()))
+
+
 def test_after_a_backup_was_restored_brokers_keep_what_they_know_until_an_admin_decides(
     home: AdminHome, tmp_path: Path
 ) -> None:
     """A backup from before a theft would let the thief in; or brokers would not hear what happens after it."""
-    pump, valve = enrol(home, "pump-07"), enrol(home, "valve-1")
+    pump, valve, stolen = enrol(home, "pump-07"), enrol(home, "valve-1"), enrol(home, "meter-1")
     with start_broker(home) as broker:
         with start_service(home) as service:
             wait_ready(service)
             port = wait_ready(broker)
             backup_of(home, tmp_path / "backup.db")
+            assert mqtt.ACCEPTED == answer_to(home, stolen, broker, "meter-1")
+            run("enroll", "cert", "revoke", serial_in(stolen), "--yes", "--home", home.path).check()
             with peer(home, pump, port) as live:
                 assert mqtt.ACCEPTED == live.ask(mqtt.connect("pump-07"))
                 revoke(home, "pump-07")
@@ -173,8 +180,9 @@ def test_after_a_backup_was_restored_brokers_keep_what_they_know_until_an_admin_
         with peer(home, valve, port) as live, start_service(home) as service:
             assert mqtt.ACCEPTED == live.ask(mqtt.connect("valve-1"))
             wait_ready(service)
-            broker.wait_for_line(r"directory\.revocations_kept count=1 ids=pump-07", stream="stderr")
+            broker.wait_for_line(r"directory\.revocations_kept count=2 ids=.meter-1 pump-07", stream="stderr")
             live.sync()
+            assert NOT_AUTHORIZED == answer_to(home, stolen, broker, "meter-1")
             assert NOT_AUTHORIZED == answer_to(home, pump, broker, "pump-07")
             assert NOT_AUTHORIZED == answer_to(home, lost, broker, "pump-08")
             for verb in ("suspend", "resume"):

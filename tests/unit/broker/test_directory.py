@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.directory import Change, Directory, Journal, Position, load
+from broker.restored import MAX_ENDED
 from fleet import directory
 from fleet.directory import Current, Entry, FeedLine, SnapshotStart
 from fleet.errors import InvalidInput
@@ -101,8 +103,11 @@ def test_a_restored_registry_does_not_bring_back_who_was_revoked(feed: str) -> N
         found.apply(line)
     assert (False, True) == (found.admits(PUMP, OLD), found.admits(VALVE, OLD))
     assert (None, frozenset({PUMP})) == (found.entry(DeviceId("lost")), found.kept)
-    found.apply(entry(6, PUMP, State.ACTIVE, NEW))  # an admin decided
-    assert found.admits(PUMP, NEW)
+    found.apply(entry(6, PUMP, State.ACTIVE, OLD, NEW))
+    assert not found.admits(PUMP, NEW), "who was revoked has had the certificate renewed, which the service takes"
+    for line in (entry(7, PUMP, State.SUSPENDED, OLD), entry(8, PUMP)):  # an admin decided
+        found.apply(line)
+    assert found.admits(PUMP, OLD)
     found.apply(entry(7, VALVE, State.REVOKED))  # a number that another line had before
     assert not found.admits(VALVE, OLD)
 
@@ -149,7 +154,87 @@ def test_a_kept_revocation_against_a_restored_registry_is_kept_on_disk_too(tmp_p
     again = load(path)
     assert not again.admits(PUMP, OLD)
     again.apply(entry(6, PUMP, State.ACTIVE, NEW))
+    assert not again.admits(PUMP, NEW)
+    again.apply(entry(7, PUMP, State.ACTIVE, NEW, epoch=2))
     assert again.admits(PUMP, NEW)
+
+
+def restored(*listed: Entry) -> Directory:
+    """A broker that saw one of two serials end, and then was sent the snapshot of an older backup."""
+    found = followed(SnapshotStart("f", 2), entry(1, PUMP, State.ACTIVE, OLD, NEW), Current("f", 2))
+    found.apply(entry(3, PUMP, State.ACTIVE, NEW))
+    lines: list[FeedLine] = [SnapshotStart("f", 2), *listed, Current("f", 2, "other")]
+    for line in lines:
+        found.apply(line)
+    return found
+
+
+BOTH = entry(2, PUMP, State.ACTIVE, OLD, NEW)
+
+
+def test_a_restored_registry_does_not_bring_back_a_serial_that_was_revoked() -> None:
+    """Whoever has stolen one certificate would be let in by a backup, beside the device itself."""
+    found = restored(BOTH)
+    assert (False, True, frozenset({PUMP})) == (found.admits(PUMP, OLD), found.admits(PUMP, NEW), found.kept)
+    made_of_it = Serial("cc")
+    for line in (entry(4, PUMP, State.ACTIVE, OLD, NEW, made_of_it), entry(5, PUMP, State.ACTIVE, made_of_it)):
+        found.apply(line)
+        assert not found.admits(PUMP, made_of_it), "the service renews what it takes for good"
+    found.apply(entry(6, PUMP, State.ACTIVE, NEW, epoch=2))
+    assert found.admits(PUMP, NEW)
+
+
+@pytest.mark.parametrize(
+    "decided",
+    [
+        [entry(4, PUMP, State.ACTIVE, NEW)],  # enroll cert revoke OLD
+        [entry(4, PUMP, State.SUSPENDED, OLD, NEW), BOTH],
+        [entry(4, PUMP, State.ACTIVE, Serial("dd"), epoch=2)],
+    ],
+)
+def test_once_an_admin_has_decided_everything_goes_on(decided: list[Entry]) -> None:
+    """A device could never be renewed again after a restore."""
+    found, later = restored(BOTH), Serial("dd")
+    for number, line in enumerate(decided):
+        found.apply(replace(line, seq=4 + number))
+    found.apply(entry(9, PUMP, State.ACTIVE, NEW, later, epoch=decided[-1].epoch))
+    assert found.admits(PUMP, later)
+
+
+def test_what_a_restored_registry_does_not_list_is_nothing_to_decide() -> None:
+    """An admin would be told of each certificate that was ever renewed."""
+    found = restored(entry(2, PUMP, State.ACTIVE, NEW))
+    assert (True, frozenset()) == (found.admits(PUMP, NEW), found.kept)
+
+
+def test_a_second_restore_keeps_what_the_first_one_did() -> None:
+    """Whoever restores twice, an older backup the second time, would let the thief in."""
+    found = restored(BOTH)
+    for line in (SnapshotStart("g", 1), replace(BOTH, seq=1), Current("g", 1)):
+        found.apply(line)
+    assert (False, True, frozenset({PUMP})) == (found.admits(PUMP, OLD), found.admits(PUMP, NEW), found.kept)
+
+
+def test_a_serial_that_is_kept_out_stays_so_after_a_restart(tmp_path: Path) -> None:
+    """A restart of the broker would let the thief in; before the restore, or after it."""
+    path, seen = tmp_path / "directory.ndjson", [entry(3, PUMP, State.ACTIVE, NEW)]
+    before = followed(SnapshotStart("f", 2), entry(1, PUMP, State.ACTIVE, OLD, NEW), Current("f", 2), *seen)
+    for found in (before, restored(BOTH)):
+        Journal(path).rewrite(map(directory.encode, found.snapshot()))
+        again = load(path)
+        assert found.entries == again.entries
+        for line in (SnapshotStart("g", 2), BOTH, Current("g", 2), entry(5, PUMP, State.ACTIVE, OLD, NEW)):
+            again.apply(line)
+        assert (False, True) == (again.admits(PUMP, OLD), again.admits(PUMP, NEW))
+
+
+def test_what_is_remembered_of_a_principal_has_a_bound() -> None:
+    """A device that renews every minute would fill the memory of every broker."""
+    found = followed(SnapshotStart("f", 2), entry(1), Current("f", 2))
+    for number in range(100):
+        found.apply(entry(3 + number, PUMP, State.ACTIVE, Serial(f"{number + 1:x}")))
+    newest = found.entries[PUMP]
+    assert (MAX_ENDED, Serial("63")) == (len(newest.ended), newest.ended[-1])
 
 
 def test_a_line_that_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:
