@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import random
 import signal
@@ -173,9 +174,32 @@ def _run(order: _Order, kind: str, target: str, made: Callable[[threading.Event]
     with stopping() as stop, contextlib.ExitStack() as stack:
         wanted = _wanted(order, stack)
         source = _source(order, kind, target)
+        stack.enter_context(_alone(source))
         sink = stack.enter_context(contextlib.closing(made(stop)))
         tally = _export(order, source, wanted, sink, stop, lambda: _ready(target))
     say(_summary(tally))
+
+
+@contextlib.contextmanager
+def _alone(source: Source) -> Iterator[None]:
+    """Keep this session to ourselves: two processes would take it from each other for ever.
+
+    Where nothing can be written beside the identity, nobody is kept away. Raises: FleetError if another has it.
+    """
+    session = source.client_id.partition(":")[2]
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context((source.home.path / f".{session}.lock").open("ab"))
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            words, hint = (
+                f"another export has the session {session}",
+                "stop it, or give this one its own: --session NAME",
+            )
+            raise FleetError(words, hint=hint) from error
+        except OSError:
+            pass
+        yield
 
 
 def _export(

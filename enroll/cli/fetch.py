@@ -193,9 +193,9 @@ def _ask(uploads: Uploads, device: DeviceId, order: Order, timeout: str) -> Uplo
 def _wait(home: AdminHome, uploads: Uploads, record: UploadRecord) -> UploadRecord:
     """The upload, once it is whole. Raises: FleetError, TimedOut."""
     waiting = _Waiting(uploads, record)
-    say(f"upload {record.id} of {record.device}, until {time_or_none(waiting.deadline)}")
-    say_if_away(home, _KEPT)
     with going_on(f"upload {record.id} comes all the same: enroll fetch list, then enroll fetch get {record.id}"):
+        say(f"upload {record.id} of {record.device}, until {time_or_none(waiting.deadline)}")
+        say_if_away(home, _KEPT)
         while not waiting.is_announced:
             waiting.look_again()
         with progress("fetched", waiting.record.total or 0) as bar:

@@ -122,9 +122,9 @@ def _send_one(
         print(json.dumps(outcome_row(sent).fields, indent=2) if output is Output.JSON else sent.id)
         say_if_away(home, "the command is kept, and goes out")
         return
-    say(f"command {sent.id} to {device}, until {time_or_none(sent.deadline)}")
-    say_if_away(home, "the command is kept, and goes out")
     with going_on(f"the command is not withdrawn; its result is kept: enroll command show {sent.id}"):
+        say(f"command {sent.id} to {device}, until {time_or_none(sent.deadline)}")
+        say_if_away(home, "the command is kept, and goes out")
         (finished,) = _wait(registry, [sent], _POLL_SECONDS)
     match output:
         case Output.JSON:
@@ -157,14 +157,13 @@ def _send_many(
     from enroll import commands
 
     sent: list[CommandRecord] = []
-    for batch in batches(chosen):
-        sent += commands.send_all(registry, batch, order, _giver())
-    say(f"{len(sent)} command{'' if len(sent) == 1 else 's'}, until {time_or_none(order.deadline)}")
-    say_if_away(home, f"{'it is' if len(sent) == 1 else 'they are'} kept, and {'goes' if len(sent) == 1 else 'go'} out")
-    records: Sequence[CommandRecord] = sent
-    if wait:
-        with going_on("the commands are not withdrawn; their results are kept: enroll command list"):
-            records = _wait(registry, sent, _POLL_SECONDS_OF_MANY)
+    with going_on("what was given is not withdrawn; the results are kept: enroll command list"):
+        for batch in batches(chosen):
+            sent += commands.send_all(registry, batch, order, _giver())
+        is_one = len(sent) == 1
+        say(f"{len(sent)} command{'s' * (not is_one)}, until {time_or_none(order.deadline)}")
+        say_if_away(home, "it is kept, and goes out" if is_one else "they are kept, and go out")
+        records = _wait(registry, sent, _POLL_SECONDS_OF_MANY) if wait else sent
     rows = [outcome_row(record) for record in records]
     print_rows(output, ("DEVICE", "COMMAND", "STATE", "ANSWER"), rows, nothing="nobody was left to send it to")
     if wait:
