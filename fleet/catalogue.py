@@ -14,6 +14,7 @@ from fleet.errors import InvalidInput
 from fleet.identity import DeviceId
 from fleet.messages import Envelope, InvalidMessage, JsonObject, decode_object, encode_object, read_envelope
 from fleet.topics import check_name
+from fleet.uploads import RESERVED
 
 MAX_COMMANDS: Final = 256  # of one device, all applications together
 MAX_CATALOGUE_BYTES: Final = 32_768
@@ -65,7 +66,12 @@ def size_bytes(catalogue: Catalogue) -> int:
 
 
 def misfit(catalogue: Catalogue, name: str, args: JsonObject) -> str | None:
-    """Why a device with this catalogue would not do the command, in words; None if it would."""
+    """Why a device with this catalogue would not do the command, in words; None if it would.
+
+    What is the agent's own is in no catalogue.
+    """
+    if name.startswith(RESERVED):
+        return None
     if name not in catalogue:
         return f"it takes no {name}, but: {', '.join(sorted(catalogue))[:200] or 'nothing'}"
     schema = catalogue[name]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 
 from device_agent.clock import Moment
+from device_agent.core import connection, renewing
 from device_agent.core.effects import Acknowledge, Effect, Log, SaveJournal, Tell, Upload
 from device_agent.core.events import Journalled, UploadEnded
 from device_agent.core.shelf import NEVER
@@ -15,7 +17,7 @@ from device_agent.core.spooling import CONFIRMED_SECONDS
 from device_agent.core.state import App, State
 from device_agent.journal import MAX_UNFINISHED, REMEMBERED, Entry, Phase
 from device_agent.outbox import Class, Outgoing
-from fleet import messages, topics, uploads
+from fleet import messages, topics, upkeep, uploads
 from fleet.errors import InvalidInput
 from fleet.messages import InvalidMessage, ResultMessage, ResultState
 
@@ -118,6 +120,8 @@ def hand_over(state: State, moment: Moment, effects: list[Effect]) -> State:
         app = state.owner_of(entry.name)
         if entry.name == uploads.COMMAND:
             state = _begin_upload(state, entry, moment, effects)
+        elif entry.name in upkeep.NAMES:
+            state = _begin_upkeep(state, entry, moment, effects)
         elif entry.deadline is not None and moment.utc > entry.deadline:
             state = finish(
                 state, entry, ResultState.EXPIRED, None, "no application took it before its deadline", effects
@@ -138,6 +142,42 @@ def _on_upload_ended(state: State, event: UploadEnded, effects: list[Effect]) ->
         return state
     result = ResultState.FAILED if event.error else ResultState.DONE
     return finish(state, entry, result, event.output, event.error, effects)
+
+
+def _begin_upkeep(state: State, entry: Entry, moment: Moment, effects: list[Effect]) -> State:
+    """The agent's own: a new certificate at the drawn moment, or when to come back after a loss."""
+    if entry.deadline is None or moment.utc > entry.deadline:
+        return finish(state, entry, ResultState.EXPIRED, None, "its deadline came before it was begun", effects)
+    try:
+        order = upkeep.decode_upkeep(entry.name, entry.args)
+    except InvalidInput as error:
+        return finish(state, entry, ResultState.FAILED, None, error.message, effects)
+    if isinstance(order, upkeep.PaceOrder):
+        state = connection.pace(state, order.reconnect_seconds)
+        return finish(state, entry, ResultState.DONE, order.encode(), "", effects)
+    if moment.monotonic < entry.hold_until:
+        return state
+    state, problem = renewing.begin_now(state, moment)
+    if problem is not None:
+        return finish(state, entry, ResultState.FAILED, None, f"{problem.message}: {problem.hint}", effects)
+    opened = replace(entry, phase=Phase.OPEN, args={})
+    return queue_result(replace(state, journal=state.journal.put(opened)), opened, ResultState.ACCEPTED, moment)
+
+
+def on_renewal(before: State, after: State, effects: list[Effect]) -> State:
+    """A renewal has come to an end; who asked for it hears how, at the first failure too."""
+    is_done = after.renewal.done > before.renewal.done
+    if not is_done and after.renewal.failed == before.renewal.failed:
+        return after
+    settings, problem = after.settings, after.renewal.problem
+    for entry in after.journal.of(Phase.OPEN):
+        if entry.name == upkeep.RENEW and is_done:
+            output = {"serial": str(settings.serial), "not_after": messages.format_time(settings.not_after)}
+            after = finish(after, entry, ResultState.DONE, output, "", effects)
+        elif entry.name == upkeep.RENEW:
+            reason = "" if problem is None else f" ({problem.code}): {problem.message}"
+            after = finish(after, entry, ResultState.FAILED, None, f"not renewed{reason}", effects)
+    return after
 
 
 def finish(state: State, entry: Entry, result: ResultState, output: Any, error: str, effects: list[Effect]) -> State:
@@ -187,9 +227,20 @@ def _hold_until(state: State, entry: Entry, moment: Moment) -> float:
     until = max(moment.monotonic, state.applications_expected_until)
     if entry.name == uploads.COMMAND:  # which waits for others of its kind
         until = NEVER
+    if entry.name in upkeep.NAMES:
+        until = moment.monotonic + _drawn_seconds(entry, moment)
     if entry.deadline is None or entry.runs > 1:  # of an earlier run: nobody has confirmed the time yet
         return until
     return min(until, moment.monotonic + (entry.deadline - moment.utc).total_seconds())
+
+
+def _drawn_seconds(entry: Entry, moment: Moment) -> float:
+    """A random point of the time in which a whole fleet is to do it."""
+    with suppress(InvalidInput):
+        order = upkeep.decode_upkeep(entry.name, entry.args)
+        if isinstance(order, upkeep.RenewOrder):
+            return moment.chance * order.within_seconds
+    return 0.0
 
 
 def _open(state: State, entry: Entry, app: int, moment: Moment, effects: list[Effect]) -> State:

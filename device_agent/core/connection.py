@@ -163,10 +163,15 @@ def on_disconnected(state: State, event: Disconnected, moment: Moment, effects: 
 
 
 def on_control(state: State, control: ControlMessage, effects: list[Effect]) -> State:
-    """When to come back after a loss; for as long as the agent runs."""
-    seconds = min(control.reconnect_seconds, backoff.MAX_SPREAD_SECONDS)
-    effects.append(Log(logging.INFO, "control.received", (("reconnect_seconds", f"{seconds:g}"),)))
-    return replace(state, spread_seconds=seconds)
+    """When to come back after a loss."""
+    state = pace(state, control.reconnect_seconds)
+    effects.append(Log(logging.INFO, "control.received", (("reconnect_seconds", f"{state.spread_seconds:g}"),)))
+    return state
+
+
+def pace(state: State, reconnect_seconds: float) -> State:
+    """Come back at a random point of so many seconds after a loss; for as long as the agent runs."""
+    return replace(state, spread_seconds=min(reconnect_seconds, backoff.MAX_SPREAD_SECONDS))
 
 
 def change_identity(state: State, moment: Moment, effects: list[Effect]) -> State:

@@ -82,17 +82,24 @@ def ask(state: State, app: int, moment: Moment, effects: list[Effect]) -> State:
     """Somebody wants a new certificate now, and hears what became of it; or that it was asked for too often."""
     if app in state.renewal.askers:
         return state
-    askers = (*state.renewal.askers, app)
+    state, problem = begin_now(state, moment)
+    if problem is not None:
+        told = {"state": "failed", "code": problem.code, "message": problem.message, "hint": problem.hint}
+        effects.append(Tell(app, {"type": "renewal", **told}))
+        return state
+    return _with(state, askers=(*state.renewal.askers, app))
+
+
+def begin_now(state: State, moment: Moment) -> tuple[State, Problem | None]:
+    """A new certificate, whatever the age of this one; why not, if it was asked for too often."""
     if state.renewal.is_asked or state.renewal.stage is not Stage.IDLE:  # one is under way, and will do
-        return _with(state, askers=askers, is_asked=True, look_at=moment.monotonic)
+        return _with(state, is_asked=True, look_at=moment.monotonic), None
     wait = state.ask_again_at - moment.monotonic - (_ASKED_AT_ONCE - 1) * _ASKED_EVERY_SECONDS
     if wait > 0:
         message = f"{_ASKED_AT_ONCE} certificates were asked for, and more of them at one a minute"
-        told = {"state": "failed", "code": Code.TOO_SOON.value, "message": message, "hint": f"ask in {wait:.0f} s"}
-        effects.append(Tell(app, {"type": "renewal", **told}))
-        return state
+        return state, Problem(Code.TOO_SOON, message, f"ask in {wait:.0f} s")
     state = replace(state, ask_again_at=max(state.ask_again_at, moment.monotonic) + _ASKED_EVERY_SECONDS)
-    return _with(state, askers=askers, is_asked=True, look_at=moment.monotonic)
+    return _with(state, is_asked=True, look_at=moment.monotonic), None
 
 
 def settle(before: State, after: State, moment: Moment, effects: list[Effect]) -> State:

@@ -64,6 +64,7 @@ def step(state: State, event: Event, moment: Moment) -> tuple[State, tuple[Effec
     """What the agent knows after `event`, and what it does about it."""
     effects: list[Effect] = []
     after = renewing.settle(state, _handle(state, event, moment, effects), moment, effects)
+    after = commands.on_renewal(state, after, effects)
     if after.is_online != state.is_online:
         applications.tell_all(after, effects)
     after = downlink.settle(spooling.settle(after, moment, effects))

@@ -31,6 +31,7 @@ from enroll.cli.output import Row, ago, ahead, minute, print_one, print_pages, s
 from enroll.cli.revoking import open_to_revoke
 from enroll.cli.selected import WhereOption
 from enroll.cli.token import parse_role
+from enroll.cli.upkeep import pace, renew
 from fleet.catalogue import catalogue_fields
 from fleet.errors import InvalidInput, NotFound
 from fleet.identity import DeviceId, Role, State
@@ -252,6 +253,8 @@ VERBS: Verbs = {
     "resolve": resolve,
     "group": group,
     "label": label,
+    "renew": renew,
+    "pace": pace,
     "suspend": suspend,
     "resume": resume,
     "revoke": revoke,

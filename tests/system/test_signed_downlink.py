@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from fleet.identity import DeviceId
 from fleet.messages import CommandMessage
 from tests import mqtt
 from tests.fleets import CRL_URL, DOMAIN
-from tests.system.agents import Agent, Application, LiveFleet, Operator, live_fleet, status_of
+from tests.system.agents import Agent, Application, LiveFleet, Operator, live_fleet, serial_of, status_of
 from tests.system.brokers import peer
 
 PUMP = DeviceId("pump-07")
@@ -66,6 +67,21 @@ def test_a_device_obeys_its_fleet_and_nobody_else(fleet: LiveFleet) -> None:
     with Agent(home).wait_ready() as agent, Operator(fleet) as operator:
         operator.publish(f"{topic}c4", invented)
         agent.wait_for_line("message.refused .*/echo/c4 code=unsigned", stream="stderr")
+
+
+def test_a_device_renews_and_is_paced_when_its_fleet_asks(fleet: LiveFleet) -> None:
+    """A key that may have been read stays in use for weeks, or somebody has to travel to the device."""
+    home = fleet.joined("pump-08")
+    before = serial_of(home)
+    with Agent(home).wait_ready() as agent:
+        answer = json.loads(fleet.enroll("device", "renew", "pump-08", "--wait").stdout)
+        assert before != serial_of(home) == answer["serial"]
+        agent.wait_for_line("renewal.confirmed", stream="stderr")
+        paced = fleet.enroll("device", "pace", "--where", "id=pump-08", "--reconnect", "10m", "--wait", "-o", "json")
+        assert ["done"] == [each["state"] for each in json.loads(paced.stdout)]
+        job = fleet.enroll("job", "create", "agent.renew", "--where", "id=pump-08").stdout.strip()
+        assert f"job {job} is finished: 1 done" in fleet.enroll("job", "watch", job).stderr
+        assert answer["serial"] != serial_of(home)
 
 
 def test_the_signing_key_gets_nobody_into_the_broker(fleet: LiveFleet) -> None:
