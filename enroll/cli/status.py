@@ -28,8 +28,9 @@ def status(
 ) -> None:
     """Show whether all is there; exit status 5 if not.
 
-    Service and broker must complete a handshake as themselves.
+    Service and broker must complete a handshake as themselves; 1 if what goes to devices cannot be signed.
     """
+    from enroll import downlink
     from enroll.home import read_config
     from enroll.registry import lineage, overview
     from enroll.registry.jobs import unsettled
@@ -42,12 +43,14 @@ def status(
         alarms = lineage.count_alarmed(transaction)
         jobs = unsettled(transaction, now() - _HALTED_LATELY)
     servers = {server: _probe(at, server) for server in Server}
+    unsigned = downlink.problem_of(at.dispatch_signing)
     fields: dict[str, Any] = {
         "trust_domain": read_config(at).trust_domain,
         "home": str(at.path),
         "service": servers[Server.ENROLL],
         "broker": servers[Server.BROKER],
         "clock": clock.fields(),
+        "signing": {"problem": unsigned.message, "hint": unsigned.hint} if unsigned else None,
         "devices": devices,
         "commands": commands,
         "jobs": [fields_of(job) for job in jobs],
@@ -58,6 +61,8 @@ def status(
     if away:
         hint = "; ".join(f"{'enroll' if name == 'enroll' else 'broker'} serve" for name in away)
         raise Unreachable(f"no answer from: {', '.join(away)}", hint=hint)
+    if unsigned is not None:
+        raise FleetError(f"nothing is sent to devices, for it cannot be signed: {unsigned}", hint=unsigned.hint)
 
 
 def _table(fields: dict[str, Any], jobs: Sequence[tuple[str, str]]) -> str:
@@ -75,6 +80,11 @@ def _table(fields: dict[str, Any], jobs: Sequence[tuple[str, str]]) -> str:
             ("service", server(fields["service"])),
             ("broker", server(fields["broker"])),
             *_clock_rows(fields["clock"]),
+            *(
+                [("signing", fields["signing"]["problem"]), ("", fields["signing"]["hint"])]
+                if fields["signing"]
+                else []
+            ),
             ("devices", words(fields["devices"])),
             ("commands", words(fields["commands"])),
             *jobs,

@@ -354,6 +354,10 @@ def test_without_a_key_to_sign_with_devices_are_heard_and_once_it_is_repaired_th
         service.wait_for_line(f"command.done device=pump-07 command={first}", stream="stderr")
         assert CommandState.DONE is command(home, first).state
         assert CommandState.QUEUED is command(home, second).state
+        shown = run("enroll", "status", "--home", home.path)
+        assert 1 == shown.returncode
+        assert "\nsigning " in shown.stdout
+        assert "error: nothing is sent to devices, for it cannot be signed: " in shown.stderr
         home.dispatch_signing.certificate.write_bytes(whole)
         service.wait_for_line("downlink.signed_again", stream="stderr")
         topic, _ = pump.is_told()
