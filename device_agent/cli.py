@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -28,7 +28,7 @@ from device_agent.hardware import read_hardware
 from device_agent.store import PosixDisk, Store, check_private, credential_or_none, only_one
 from device_agent.timekeeping import Timekeeper
 from fleet.errors import FleetError, InvalidInput, printable, reason_of, report
-from fleet.identity import DeviceId
+from fleet.identity import DeviceId, Role
 from fleet.layout import AgentHome, Credential
 from fleet.messages import parse_time
 from fleet.streams import escape_unencodable
@@ -170,9 +170,20 @@ def _join(options: argparse.Namespace, home: AgentHome) -> int:
         _remove_join_file(options.file)
     print(f"enrolled {credential.device} ({credential.role.value}) at {printable(credential.enroll_url)}")
     print(f"certificate {credential.serial}, valid until {credential.not_after:%Y-%m-%d %H:%M} UTC")
-    named = f" --home {home.path}" if options.home else ""
-    print(f"next: device-agent run{named}")
+    for line in _next_steps(credential, home, f" --home {home.path}" if options.home else ""):
+        print(line)
     return 0
+
+
+def _next_steps(credential: Credential, home: AgentHome, named: str) -> Iterator[str]:
+    """What to do with what was joined: the agent runs for devices, all others connect by programs of their own."""
+    if credential.role is Role.DEVICE:
+        yield f"next: device-agent run{named}"
+        return
+    yield f"identity {home.identity.certificate} and {home.identity.key.name}, to be believed: {home.trust}"
+    takes = f", as enroll export --identity {home.path} does" if credential.role is Role.SERVICE else ""
+    yield f"next: have its program connect to the broker with them, as client {credential.device}{takes}"
+    yield f"once a month, before it ends: device-agent renew{named}"
 
 
 def _invitation(options: argparse.Namespace) -> tuple[Invitation, DeviceId | None]:

@@ -26,7 +26,10 @@ def invited(fleet: LiveFleet, name: str, role: str) -> AgentHome:
     """The home of a new principal of that role."""
     code = fleet.enroll("token", "create", "--device", name, "--role", role, "-o", "code").stdout
     home = fleet.new_agent_home()
-    assert f"enrolled {name} ({role})" in join(home, parse_join_code(code), name).check().stdout
+    said = join(home, parse_join_code(code), name).check().stdout
+    assert f"enrolled {name} ({role})" in said
+    assert str(home.identity.certificate) in said
+    assert "device-agent run" not in said, "the agent runs for devices"
     return home
 
 
