@@ -40,6 +40,7 @@ from fleet.errors import Denied, FleetError, NotFound, reason_of, report, usage_
 from fleet.identity import Server
 from fleet.layout import AdminHome, IdentityFiles, RunFile
 from fleet.logs import event, log_to
+from fleet.starting import version_of
 
 _log = logging.getLogger("broker")
 _LOOP_CHECK_SECONDS: Final = 0.25
@@ -53,8 +54,19 @@ _Home = Annotated[
 ]
 
 
+def _say_version(is_asked: bool) -> None:
+    if is_asked:
+        print(version_of("broker"))
+        raise typer.Exit
+
+
+_Version = Annotated[
+    bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_say_version)
+]
+
+
 @app.callback()
-def _root(context: typer.Context, home: _Home = None) -> None:
+def _root(context: typer.Context, home: _Home = None, version: _Version = False) -> None:
     """The MQTT broker of a fleet: mutual TLS and nothing else, every topic decided from the certificate."""
     context.obj = home
 

@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="device-agent", description=_DESCRIPTION)
     _add_home(parser, default=None)
+    parser.add_argument(
+        "--version", action="version", version=f"device-agent {device_agent.__version__}", help="say which this is"
+    )
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
     for name, text, add in (
         ("join", "make a key and have it certified: once for a device", _add_join),

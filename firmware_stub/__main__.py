@@ -62,7 +62,13 @@ def main() -> int:
     )
     parser.add_argument("--socket", type=Path, default=default_path(), help="the agent's socket")
     parser.add_argument("--interval", type=_interval, default=5.0, metavar="SECONDS", help="between two measurements")
+    parser.add_argument("--version", action="store_true", help="say which this is")
     arguments = parser.parse_args()
+    if arguments.version:
+        from importlib.metadata import version  # as long as all the rest together
+
+        print(f"firmware-stub {version('mqtt-fleet')}")
+        return 0
     signal.signal(signal.SIGTERM, _stop)
     try:
         run(arguments.socket, Settings(arguments.interval))

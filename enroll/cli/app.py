@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -15,6 +15,7 @@ from typer.main import get_command, get_group
 
 from enroll.cli.options import HomeOption, group
 from enroll.cli.plain import PlainCommand, PlainGroup
+from fleet.starting import version_of
 
 COMMANDS: Final = {
     "init": "Make a fleet: its CA, registry and first identities.",
@@ -77,8 +78,19 @@ app = typer.Typer(
 )
 
 
+def _say_version(is_asked: bool) -> None:
+    if is_asked:
+        print(version_of("enroll"))
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_say_version)
+]
+
+
 @app.callback()
-def root(home: HomeOption = None) -> None:
+def root(home: HomeOption = None, version: VersionOption = False) -> None:
     """Before the verb, `--home` is what FLEET_HOME is for everything behind it."""
     if home is not None:
         os.environ["FLEET_HOME"] = str(home)

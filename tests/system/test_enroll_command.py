@@ -77,12 +77,19 @@ def test_a_port_that_is_taken_is_said_to_be(home: AdminHome) -> None:
     ]
 
 
+_HEAVY = {"aiohttp", "alembic", "cryptography", "paho", "pydantic", "rich"}
+
+
 @pytest.mark.parametrize(
     ("args", "unwanted"),
     [
-        (["--help"], {"alembic", "sqlalchemy", "cryptography", "aiohttp", "paho", "rich", "asyncio", "ssl"}),
-        (["device", "list"], {"alembic", "cryptography", "aiohttp", "paho", "rich"}),
-        (["send", "pump-07", "echo"], {"alembic", "cryptography", "aiohttp", "paho", "rich"}),
+        (["--version"], {"typer", "enroll.cli", "sqlalchemy"}),
+        (["--help"], _HEAVY | {"sqlalchemy", "asyncio", "ssl", "enroll.cli.device", "enroll.cli.export"}),
+        (["device", "nonsense"], _HEAVY | {"sqlalchemy", "asyncio", "ssl", "enroll.cli.export"}),
+        (["device", "list"], _HEAVY),
+        (["log", "list", "--output", "json", "--limit", "3"], _HEAVY),
+        (["token", "create", "--device", "pump-07"], _HEAVY - {"cryptography"}),
+        (["send", "pump-07", "echo"], _HEAVY),
     ],
 )
 def test_a_command_loads_only_what_it_needs(home: AdminHome, args: list[str], unwanted: set[str]) -> None:
