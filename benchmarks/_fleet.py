@@ -6,7 +6,7 @@ import secrets
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -102,11 +102,15 @@ def client_context(home: AdminHome, files: IdentityFiles) -> ssl.SSLContext:
 
 
 @contextmanager
-def running(program: str, home: AdminHome, port: int = 0) -> Iterator[Server]:
+def running(
+    program: str, home: AdminHome, port: int = 0, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """`enroll serve` or `broker serve` on that port or a free one, ready."""
     script = Path(sys.executable).with_name(program)
     command = [str(script), "--home", str(home.path), "serve", "--listen", f"127.0.0.1:{port}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         ready = process.stdout.readline().split()
         try:

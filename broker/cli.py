@@ -25,7 +25,7 @@ import uvloop
 from broker import descriptors, directory, figures
 from broker.directory import Directory, Journal
 from broker.engine import Engine, Listener, Rules
-from broker.engines.amqtt.engine import AmqttEngine, Durable
+from broker.engines.amqtt.engine import IS_COMPILED, AmqttEngine, Durable
 from broker.event_log import EventLog
 from broker.feed import Feed
 from broker.figures import LoopDelay, Readings
@@ -224,7 +224,7 @@ class _Broker:
         self.engine: Engine = AmqttEngine(self._clock.now, _durable(home, settings))
         self.address = Address("", 0)
         self._started_at = self._clock.now()
-        self._version = version("mqtt-fleet")
+        self._version = version("mqtt-fleet") + ("+compiled" if IS_COMPILED else "")
         self._loop_delay = LoopDelay()
         self._metrics: MetricsServer | None = None
         self._reloading: asyncio.Task[None] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,11 +28,13 @@ OPERATOR: Final = DeviceId("bench-operator")
 SHIPPED_OPERATOR: Final = DeviceId("bench-shipped-op")
 SUSPENDED: Final = DeviceId("bench-suspended")  # and resumed, where the directory is to change
 OURS: Final = "ours"
+COMPILED: Final = "compiled"  # ours, with the message path as machine code (docs/adr/0010)
 MOSQUITTO: Final = "mosquitto"
 AEDES: Final = "aedes"
 SHIPPED: Final = "amqtt"
-NAMES: Final = (OURS, MOSQUITTO, AEDES, SHIPPED)
+NAMES: Final = (OURS, COMPILED, MOSQUITTO, AEDES, SHIPPED)
 MAX_CLIENTS: Final = {SHIPPED: 1000}
+_COMPILED_CODE: Final = Path(__file__).resolve().parents[2] / ".compiled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ def pinned(cpu: int) -> Iterator[None]:
 
 def start(name: str, fleet: Fleet) -> AbstractContextManager[Contender]:
     """A context in which that broker runs; ours needs the enrollment service beside it."""
-    return {OURS: ours, MOSQUITTO: mosquitto, AEDES: aedes, SHIPPED: shipped}[name](fleet)
+    return {OURS: ours, COMPILED: compiled, MOSQUITTO: mosquitto, AEDES: aedes, SHIPPED: shipped}[name](fleet)
 
 
 @contextmanager
@@ -100,6 +103,21 @@ def ours(fleet: Fleet) -> Iterator[Contender]:
         with pinned(BROKER_CPU):
             server = stack.enter_context(_fleet.running("broker", fleet.home))
         yield Contender(OURS, server.process.pid, server.port)
+
+
+@contextmanager
+def compiled(fleet: Fleet) -> Iterator[Contender]:
+    """The same in a home of its own, on what ./dev compile has made. Raises: RuntimeError where that is not there."""
+    home = AdminHome(fleet.home.path.with_name("fleet-compiled"))
+    ours_alone = shutil.ignore_patterns(f"{home.broker_sessions.name}*", "bench")
+    shutil.copytree(fleet.home.path, home.path, ignore=ours_alone)
+    environment = {**os.environ, "PYTHONPATH": str(_COMPILED_CODE)}
+    with ExitStack() as stack:
+        with pinned(BROKER_CPU):
+            server = stack.enter_context(_fleet.running("broker", home, environment=environment))
+        if not any(str(_COMPILED_CODE) in found.path for found in server.process.memory_maps()):
+            raise RuntimeError("there is nothing compiled: ./dev compile")
+        yield Contender(COMPILED, server.process.pid, server.port)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.brokers.contenders import LOAD_CPU, OURS, SHIPPED, SUSPENDED, Contender, Fleet, pinned
+from benchmarks.brokers.contenders import COMPILED, LOAD_CPU, OURS, SHIPPED, SUSPENDED, Contender, Fleet, pinned
 from benchmarks.brokers.frames import Frames, Reader, subscribe, unsubscribe
 from benchmarks.brokers.load import PAYLOAD, Commands, Paced, Repeated, Result, Saturated, Source, prefix_of
 from benchmarks.brokers.outcomes import Bar, Outcome
@@ -144,7 +144,7 @@ class Steady:
             load = Paced(swarm, list(zip(writers, frames, strict=True)), Reader(frames[0]), self.rate)
             if self.has_churn:
                 load.beside = subscription_churn(subscriber)
-            with directory_churn(fleet) if self.has_churn and broker.name == OURS else _nothing():
+            with directory_churn(fleet) if self.has_churn and broker.name in (OURS, COMPILED) else _nothing():
                 result = _warm(load.run, int(self.rate * size.seconds))
             assert reader.received
         name = f"paced {self.rate:,}/s over {self.devices}, QoS {self.qos}{', churn' * self.has_churn}"

@@ -9,7 +9,7 @@ from typing import Final
 from benchmarks.brokers.contenders import NAMES
 from benchmarks.brokers.outcomes import Line
 
-_COLOURS: Final = dict(zip(NAMES, ("#0b6e4f", "#3b5b92", "#c28f2c", "#a3a3a3"), strict=True))
+_COLOURS: Final = dict(zip(NAMES, ("#0b6e4f", "#6fb89c", "#3b5b92", "#c28f2c", "#a3a3a3"), strict=True))
 _LEFT, _WIDTH, _BAR, _GAP, _TOP = 250, 520, 13, 16, 58
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.brokers import outcomes, plot
-from benchmarks.brokers.contenders import MOSQUITTO, NAMES, OURS
+from benchmarks.brokers.contenders import COMPILED, MOSQUITTO, NAMES, OURS
 from benchmarks.brokers.outcomes import Line, Outcome
 
 RESULTS: Final = Path(__file__).resolve().parents[1] / "results"
@@ -22,19 +22,22 @@ def one_line(outcome: Outcome) -> str:
 
 
 def table(lines: Sequence[Line]) -> str:
-    """Medians, and ours in Mosquitto's with the smallest and the largest ratio."""
-    head = ["", "unit", *NAMES, "ours / Mosquitto", "bar", "", "load"]
+    """Medians, and both of ours in Mosquitto's with the smallest and the largest ratio."""
+    head = ["", "unit", *NAMES, "ours / Mosquitto", "compiled / Mosquitto", "bar", "", "load"]
     rows = [head, ["---"] * len(head), *(_row(line) for line in lines)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _row(line: Line) -> list[str]:
     medians = [_number(median) if (median := line.median(name)) is not None else "-" for name in NAMES]
-    ratios, told = line.ratios(OURS), ""
-    if ratios:
-        told = f"**{line.ratio(OURS):.2f}** ({min(ratios):.2f} to {max(ratios):.2f})"
+    told = [_ratio(line, OURS), _ratio(line, COMPILED)]
     verdict = {None: "", True: "met", False: "MISSED"}[line.is_met]
-    return [line.scenario, line.unit, *medians, told, str(line.bar or ""), verdict, f"{line.load_average:.1f}"]
+    return [line.scenario, line.unit, *medians, *told, str(line.bar or ""), verdict, f"{line.load_average:.1f}"]
+
+
+def _ratio(line: Line, broker: str) -> str:
+    ratios = line.ratios(broker)
+    return f"**{line.ratio(broker):.2f}** ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
 
 
 def details(lines: Sequence[Line]) -> str:

@@ -7,12 +7,13 @@ import contextlib
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Final
 
 from broker.directory import Change
 from broker.engine import Capabilities, Client, Clock, Event, Listener, Reason, Rules, Stats
-from broker.engines.amqtt import admission, packets
+from broker.engines.amqtt import admission, hub, packets
 from broker.engines.amqtt.announcing import Announcements
 from broker.engines.amqtt.counters import CounterTopics
 from broker.engines.amqtt.door import Door
@@ -29,6 +30,8 @@ from fleet.limits import Limits
 _READY_SECONDS: Final = 10.0
 _EXPIRY_CHECK_SECONDS: Final = 60.0
 DEFAULT_EXPIRY_SECONDS: Final = 14 * 86_400.0
+IS_COMPILED: Final = str(hub.__file__).endswith(tuple(EXTENSION_SUFFIXES))
+"""Whether messages pass through machine code that mypyc made of these modules (docs/adr/0010)."""
 
 
 @dataclass(frozen=True, slots=True)
