@@ -133,7 +133,7 @@ def _open_home(path: Path) -> AdminHome:
     except FileNotFoundError:
         is_there, mode = False, 0
     except OSError as error:
-        raise Denied(f"{path} cannot be entered: {error.strerror}", hint="run this as its owner") from error
+        raise Denied(f"{path} cannot be entered: {reason_of(error)}", hint="run this as its owner") from error
     if not is_there:
         raise NotFound(f"there is no fleet at {path}", hint=f"enroll init --home {path}, or name another: --home DIR")
     if mode & 0o077:

@@ -27,7 +27,7 @@ from device_agent.core.state import Settings
 from device_agent.hardware import read_hardware
 from device_agent.store import PosixDisk, Store, check_private, credential_or_none, only_one
 from device_agent.timekeeping import Timekeeper
-from fleet.errors import FleetError, InvalidInput, printable, reason_of, report
+from fleet.errors import Denied, FleetError, InvalidInput, printable, reason_of, report
 from fleet.identity import DeviceId, Role
 from fleet.layout import AgentHome, Credential
 from fleet.messages import parse_time
@@ -152,7 +152,17 @@ def _home(options: argparse.Namespace) -> Path:
 
 def _dispatch(options: argparse.Namespace) -> int:
     verbs = {"join": _join, "run": _run, "status": _status, "doctor": _doctor, "explain": _explain, "renew": _renew}
-    return verbs[options.verb](options, AgentHome(_home(options)))
+    home = AgentHome(_home(options))
+    _check_may_enter(home)
+    return verbs[options.verb](options, home)
+
+
+def _check_may_enter(home: AgentHome) -> None:
+    """Raises: Denied for the home of another user."""
+    try:
+        home.meta.exists()
+    except OSError as error:
+        raise Denied(f"{home.path} cannot be entered: {reason_of(error)}", hint="run this as its owner") from error
 
 
 def _join(options: argparse.Namespace, home: AgentHome) -> int:

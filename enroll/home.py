@@ -18,7 +18,7 @@ def open_home(path: Path) -> AdminHome:
     try:
         is_there = home.config.is_file()
     except OSError as error:
-        raise Denied(f"{path} cannot be entered", hint="run this as the owner of the fleet's home") from error
+        raise Denied(f"{path} cannot be entered: {reason_of(error)}", hint="run this as its owner") from error
     if not is_there:
         raise NotFound(
             f"there is no fleet at {path}", hint=f"enroll init --home {path} makes one; --home DIR names another"
