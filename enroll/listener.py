@@ -33,13 +33,13 @@ _LOOK_SECONDS: Final = 0.05
 
 
 class Listener:
-    """One listening socket, over TLS if there is a `context`; `handle` answers one request."""
+    """One listening socket, over TLS if there is a `context` for the next connection; `handle` answers one request."""
 
     def __init__(
         self,
         handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
         limits: Limits,
-        context: ssl.SSLContext | None = None,
+        context: Callable[[], ssl.SSLContext] | None = None,
         send_buffer_bytes: int | None = None,
     ) -> None:
         self._send_buffer_bytes = send_buffer_bytes
@@ -215,11 +215,11 @@ class Listener:
         handshake.add_done_callback(ended)
 
     async def _shake_hands(self, connection: socket.socket, address: str, http: Connection) -> None:
-        limits = self._limits
+        limits, context = self._limits, self._context and self._context()
         tls = {"ssl_handshake_timeout": limits.handshake, "ssl_shutdown_timeout": limits.goodbye}
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: http, connection, ssl=self._context, **(tls if self._context else {})
+                lambda: http, connection, ssl=context, **(tls if context else {})
             )
         except OSError as error:
             if count := self._told.count(f"handshake.failed {network_of(address)}", _now()):

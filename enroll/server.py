@@ -12,6 +12,7 @@ import logging
 import re
 import ssl
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
@@ -51,7 +52,7 @@ class EnrollServer:
         self,
         app: EstApp,
         feed: DirectoryFeed,
-        context: ssl.SSLContext,
+        context: Callable[[], ssl.SSLContext],
         limits: Limits,
         clock: FlooredClock | None = None,
         files: UploadApp | None = None,

@@ -29,7 +29,7 @@ from enroll.server import EnrollServer
 from enroll.service import Enrolment
 from enroll.service.succession import end_due
 from enroll.timekeeping import Timekeeping
-from enroll.tls import ManufacturerTrust, server_context
+from enroll.tls import ServerTls, server_context
 from enroll.upload_app import UploadApp
 from enroll.uploads import uploads_of
 from fleet.clock import FlooredClock
@@ -79,25 +79,29 @@ async def serving(
     renewal = Renewal(home, config, registry, cas, ports.token_bytes)
     renewal.make_missing(ports.clock())
     renewal.renew_due(ports.clock())  # what ran out while nothing ran is good again before anyone looks
-    context = server_context(home.enroll_server, (cas.root, cas.devices.certificate))
-    timekeeping.settle(context)
-    trust = ManufacturerTrust(context, registry)
-    trust.refresh()
+
+    def new_context() -> SSLContext:
+        context = server_context(home.enroll_server, (cas.root, cas.devices.certificate))
+        timekeeping.settle(context)
+        return context
+
+    tls = ServerTls(new_context, registry)
+    tls.refresh()
     registry.reserve.fill()
     uploads = uploads_of(home, registry, config.uploads)
     uploads.store.prepare()
     with ThreadPoolExecutor(1, "feed") as readers:
         feed, files = DirectoryFeed(registry, commits, readers), UploadApp(app, uploads, ports.clock)
-        server = EnrollServer(app, feed, context, limits or Limits(), timekeeping.clock, files)
+        server = EnrollServer(app, feed, lambda: tls.context, limits or Limits(), timekeeping.clock, files)
         address = server.start(listen)
         following = asyncio.gather(
-            trust.follow(commits, readers),
+            tls.follow(commits, readers),
             _keep_renewed(renewal, ports.clock, readers),
             _keep_ending(registry, ports.clock, readers),
             _keep_reserved(registry.reserve, readers),
-            _keep_showing(home.enroll_server, context),
+            _keep_showing(home.enroll_server, tls),
             server.keep_swept(),
-            timekeeping.keep(context),
+            timekeeping.keep(lambda: tls.context),
         )
         gc.collect()
         gc.freeze()  # what was loaded by now is no garbage, and is not looked through for any again
@@ -160,13 +164,14 @@ async def _keep_reserved(reserve: Reserve, executor: Executor) -> None:
             await asyncio.get_running_loop().run_in_executor(executor, reserve.fill)
 
 
-async def _keep_showing(files: IdentityFiles, context: SSLContext) -> None:
+async def _keep_showing(files: IdentityFiles, tls: ServerTls) -> None:
     """Show whoever connects the certificate that is in the files by now, for ever."""
-    shown = stamp(files.certificate)
+    shown, known = stamp(files.certificate), tls.context
     while True:
         await asyncio.sleep(_FILE_CHECK_SECONDS)
-        found = stamp(files.certificate)
-        if found not in (shown, None):
+        found, context = stamp(files.certificate), tls.context
+        if found is not None and (found != shown or context is not known):  # it may have been made of the old ones
+            known = context
             try:
                 context.load_cert_chain(files.certificate, files.key)
             except (OSError, SSLError) as error:

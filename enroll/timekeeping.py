@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -49,7 +50,7 @@ class Timekeeping:
         """Have `context` judge dates by what is known of the time now."""
         dates.settle(context, self.clock)
 
-    async def keep(self, context: ssl.SSLContext) -> None:
+    async def keep(self, context: Callable[[], ssl.SSLContext]) -> None:
         """Notice that the clock was set, and write down what time it is; for ever, as a task."""
         while True:
             await self.remember()
@@ -57,7 +58,7 @@ class Timekeeping:
                 await asyncio.sleep(LOOK_SECONDS)
                 if self.clock.is_floored is not self._was_floored:
                     self._tell()
-                    self.settle(context)
+                    self.settle(context())
 
     async def remember(self) -> None:
         """Only a time at which our own certificate is valid: a clock in 2040 must not become the floor for ever."""

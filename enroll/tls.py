@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from typing import Final
 
@@ -50,28 +50,34 @@ def server_context(files: IdentityFiles, client_cas: Iterable[x509.Certificate])
     return context
 
 
-class ManufacturerTrust:
-    """Lets a listener's TLS accept the certificates of manufacturers, as they are added to the registry.
+class ServerTls:
+    """What the listener is like for whoever connects next: `context`, which trusts the manufacturers of the registry.
 
-    What is removed there goes on being accepted by TLS until the next start, and by nothing else: who such a
-    certificate is, and whether anybody trusts its manufacturer, is looked up for each request.
+    One that is added there is taken in; where one was removed another context is made, for none can forget a CA. Whom
+    a connection that is open already belongs to, and whether anybody trusts its manufacturer, is looked up for each
+    request.
     """
 
-    def __init__(self, context: ssl.SSLContext, registry: Registry) -> None:
-        self._context = context
+    def __init__(self, make: Callable[[], ssl.SSLContext], registry: Registry) -> None:
+        self.context = make()
+        self._make = make
         self._registry = registry
         self._loaded: set[bytes] = set()
 
     def refresh(self) -> None:
-        """Accept what was added since. Raises: RegistryUnavailable."""
+        """Trust whom the registry does. Raises: FleetError, RegistryUnavailable too."""
         with self._registry.read() as transaction:
-            found = manufacturers.authorities(transaction)
-        for ca in found:
-            if ca.fingerprint not in self._loaded:
+            found = {ca.fingerprint: ca.der for ca in manufacturers.authorities(transaction)}
+        if found.keys() == self._loaded:
+            return
+        is_enough = self._loaded < found.keys()
+        context, known = (self.context, self._loaded) if is_enough else (self._make(), set[bytes]())
+        for fingerprint, der in found.items():
+            if fingerprint not in known:
                 # The manufacturer's issuing CA is enough: nobody asks an admin for the root above it.
-                self._context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-                self._context.load_verify_locations(cadata=ca.der)
-                self._loaded.add(ca.fingerprint)
+                context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+                context.load_verify_locations(cadata=der)
+        self.context, self._loaded = context, set(found)
 
     async def follow(self, commits: Commits, executor: Executor) -> None:
         """Refresh after every commit, until the service stops."""
@@ -82,5 +88,9 @@ class ManufacturerTrust:
                 await loop.run_in_executor(executor, self.refresh)
             except RegistryUnavailable as error:
                 _log.warning(event("manufacturers.not_read", reason=error))
+            except FleetError as error:  # our own certificate is replaced in this moment
+                _log.warning(event("manufacturers.not_taken", reason=error))
+                await asyncio.sleep(_BETWEEN_SECONDS)
+                continue
             await changed.wait()
             await asyncio.sleep(_BETWEEN_SECONDS)

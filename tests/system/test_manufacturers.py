@@ -73,6 +73,19 @@ def test_claimed_hardware_enrols_at_a_running_service(fleet: LiveFleet, maker: M
     assert ("pump-01", key.public_key()) == (pki.common_name_of(certificate.subject), certificate.public_key())
 
 
+def test_one_that_is_removed_is_refused_by_tls_and_the_others_are_not(fleet: LiveFleet, tmp_path: Path) -> None:
+    """Whoever holds a manufacturer's CA could go on shaking hands, and each costs, until somebody restarts."""
+    gone, stays = (Maker(name, datetime.now(UTC)) for name in ("Gone Ltd", "Stays Ltd"))
+    for name, maker in (("gone", gone), ("stays", stays)):
+        trust(fleet, name, maker, tmp_path)
+        assert "403" == asked_until_trusted(fleet, maker.hardware("SN-7"), csr("pump-07"), tmp_path)[0]
+    fleet.enroll("manufacturer", "remove", "gone", "--yes")
+    deadline = datetime.now(UTC).timestamp() + within(10)
+    while "000" != ask(fleet, gone.hardware("SN-7"), csr("pump-07"), tmp_path)[0]:
+        assert datetime.now(UTC).timestamp() < deadline, "the manufacturer is trusted for ever"
+    assert "403" == ask(fleet, stays.hardware("SN-7"), csr("pump-07"), tmp_path)[0]
+
+
 def test_over_tls_it_is_good_for_nothing_else(fleet: LiveFleet, tmp_path: Path) -> None:
     """A manufacturer signs a certificate with an operator's name and serial, and is an operator here."""
     maker = Maker("Valves Ltd", datetime.now(UTC))
