@@ -20,6 +20,7 @@ from fleet.layout import AdminHome, decode_run_file
 
 _SECONDS = 5.0
 _HALTED_LATELY = timedelta(days=7)
+_UNWELL_SHOWN = 20
 
 
 def status(
@@ -40,7 +41,8 @@ def status(
     at = admin_home(home)
     with open_registry(at) as registry, registry.read() as transaction:
         devices, commands = overview.counts(transaction), overview.command_counts(transaction)
-        alarms = lineage.count_alarmed(transaction)
+        alarms, unwell = lineage.count_alarmed(transaction), overview.unwell(transaction, _UNWELL_SHOWN)
+        reserve = registry.reserve
         jobs = unsettled(transaction, now() - _HALTED_LATELY)
     servers = {server: _probe(at, server) for server in Server}
     unsigned = downlink.problem_of(at.dispatch_signing)
@@ -55,6 +57,8 @@ def status(
         "commands": commands,
         "jobs": [fields_of(job) for job in jobs],
         "alarms": alarms,
+        "unwell": unwell,
+        "reserve": {"bytes": reserve.size_bytes, "is_whole": reserve.is_whole},
     }
     print(json.dumps(fields, indent=2) if output == "json" else _table(fields, status_rows(jobs)))
     away = [server.value for server, found in servers.items() if not found["answers"]]
@@ -89,8 +93,15 @@ def _table(fields: dict[str, Any], jobs: Sequence[tuple[str, str]]) -> str:
             ("commands", words(fields["commands"])),
             *jobs,
             *([("alarms", f"{fields['alarms']}: enroll device list --alarms")] if fields["alarms"] else []),
+            *([] if fields["reserve"]["is_whole"] else [("reserve", _reserve_words(fields["reserve"]["bytes"]))]),
+            *([("unwell", f"{', '.join(fields['unwell'])}: enroll device show ID")] if fields["unwell"] else []),
         ],
     )
+
+
+def _reserve_words(size: int) -> str:
+    left = f"{size >> 10} KiB are left" if size else "nothing is left"
+    return f"{left} of what revocations need on a full disk: enroll serve makes it, once there is space"
 
 
 def _clock_rows(found: dict[str, str]) -> list[tuple[str, str]]:

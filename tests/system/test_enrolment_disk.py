@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from enroll.registry.reserve import reserve_of
 from fleet.identity import DeviceId
 from tests.fleets import new_home
 from tests.processes import run
@@ -20,11 +21,15 @@ from tests.system.test_enrolment import Service, openssl_request, serve, status
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MB."""
+    yield from mounted(tmp_path / "disk", 4)
+
+
+def mounted(folder: Path, megabytes: int) -> Iterator[Path]:
     if os.geteuid() != 0:
         pytest.skip("only root may mount a file system to fill")
-    folder = tmp_path / "disk"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(folder)], check=True)
+    options = f"size={megabytes}m,mode=700"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
     try:
         yield folder
     finally:
@@ -42,6 +47,12 @@ def fill(folder: Path) -> Path:
             except OSError:
                 continue
     return path
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 12 MB: there is room for what revocations need on a full one."""
+    yield from mounted(tmp_path / "disk", 12)
 
 
 def entry(service: Service, device: str) -> list[dict[str, object]]:
@@ -118,3 +129,34 @@ def test_a_full_disk_refuses_and_loses_nothing(small_disk: Path, tmp_path: Path)
         assert all(1 == len(entry(service, name)) for name in (*enrolled, refused))
         assert "Traceback" not in program.stderr
     assert 0 == program.returncode
+
+
+def state_of(service: Service, device: str) -> str:
+    [found] = entry(service, device)
+    return str(found["state"])
+
+
+def test_a_full_disk_keeps_no_revoked_device_in(disk: Path, tmp_path: Path) -> None:
+    """Whoever fills the gateway's disk could not be thrown out any more."""
+    home = new_home(disk / "fleet")
+    with serve(home) as program:
+        service = Service(home, program, program.wait_for_line(r"enroll: ready (\S+)").group(1))
+        token = json.loads(
+            service.enroll("token", "create", "--match", "full-*", "--uses", 50, "-o", "json").check().stdout
+        )
+        first = openssl_request(tmp_path, "full-first").certificate
+        assert 200 == status(service.enrol(token["token"], first))
+        exhaust(service, tmp_path)
+        assert reserve_of(home.registry).is_whole, "an enrolment took it"
+        revoked = service.enroll("device", "revoke", "full-first", "--yes").check()
+        assert "warning: the registry's disk is full" in revoked.stderr
+        program.wait_for_line("reserve.short left_bytes=", stream="stderr")
+        shown = service.enroll("status", "-o", "json").stdout
+        assert not json.loads(shown)["reserve"]["is_whole"]
+    assert 0 == program.returncode
+    service.enroll("token", "revoke", token["id"]).check()  # without a service SQLite needs more
+    (disk / "filler").unlink()
+    assert "revoked" == state_of(service, "full-first")
+    with serve(home) as program:
+        program.wait_for_line(r"enroll: ready (\S+)")
+        assert reserve_of(home.registry).is_whole
