@@ -1,7 +1,9 @@
 """CPU that one enrolment costs the service (cold TLS, durable), and how much of it is TLS.
 
-Two loads against one `enroll serve`, in one run: new connections that ask for /healthz, and new connections that enrol
-a device each with a token of its own. What the service used is what the kernel accounted to its process.
+Two loads against one `enroll serve`, in turns: new connections that ask for /healthz, and new connections that enrol a
+device each with a token of its own. What the service used is what the kernel accounted to its process. The bar is for
+the mean of all rounds. What else runs on the machine adds to it (cold caches, a shared core): how far apart the round
+that cost least and the one that cost most are says how much.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import base64
 import secrets
 import socket
 import ssl
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -51,34 +54,62 @@ class Load:
         return 1000 * self.cpu_seconds / self.count
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Both loads, in the same moment of the machine."""
+
+    handshakes: Load
+    enrolments: Load
+
+
 def main(arguments: Sequence[str]) -> int:
     """Measure and print; 1 if an enrolment costs more than the bar."""
     parser = argparse.ArgumentParser(prog="bench enrol", description=__doc__)
-    parser.add_argument("--count", type=int, default=1000, help="enrolments (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=200, help="enrolments in a round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument("--parallel", type=int, default=4, help="connections at a time (default: %(default)s)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         home = new_home(Path(folder) / "fleet")
-        requests = list(enrolments_of(home, options.count + 100))
+        requests = list(enrolments_of(home, options.rounds * options.count + 100))
         with running_service(home) as (process, port):
             send = Sender(client_context(home), port, options.parallel)
             send.all([HEALTH] * 100 + requests[:100])  # warm: imports, statement caches, the allocator
-            handshakes = measured(process, lambda: send.all([HEALTH] * options.count), options.count)
-            enrolments = measured(process, lambda: send.all(requests[100:]), options.count)
-    return report(handshakes, enrolments)
+            slices = [requests[at : at + options.count] for at in range(100, len(requests), options.count)]
+            return report([one_round(process, send, each) for each in slices])
 
 
-def report(handshakes: Load, enrolments: Load) -> int:
-    """Print both loads and the share of TLS."""
-    rest = enrolments.cpu_ms - handshakes.cpu_ms
-    print(f"{'':32}{'CPU ms each':>12}{'per second':>12}")
-    for name, load in (("TLS 1.3 handshake + GET /healthz", handshakes), ("cold enrolment, durable", enrolments)):
-        print(f"{name:32}{load.cpu_ms:12.2f}{load.count / load.wall_seconds:12.0f}")
-    print(f"{'  of that TLS and HTTP':32}{handshakes.cpu_ms:12.2f}{handshakes.cpu_ms / enrolments.cpu_ms:12.0%}")
-    print(f"{'  of that CSR, registry, CA':32}{rest:12.2f}{rest / enrolments.cpu_ms:12.0%}")
-    verdict = "met" if enrolments.cpu_ms <= BAR_MS else "MISSED"
-    print(f"bar: <= {BAR_MS} ms CPU for an enrolment: {verdict}  ({enrolments.count}, on {psutil.cpu_count()} CPUs)")
-    return 0 if enrolments.cpu_ms <= BAR_MS else 1
+def one_round(process: psutil.Process, send: Sender, enrolments: Sequence[bytes]) -> Round:
+    """Both loads, one after the other."""
+    count = len(enrolments)
+    handshakes = measured(process, lambda: send.all([HEALTH] * count), count)
+    return Round(handshakes, measured(process, lambda: send.all(enrolments), count))
+
+
+def report(rounds: Sequence[Round]) -> int:
+    """Print both loads, and the share of TLS."""
+    print(f"{'CPU ms each':32}{'mean':>10}{'least':>10}{'median':>10}{'most':>10}{'per second':>12}")
+    tls = print_line("TLS 1.3 handshake + GET /healthz", [each.handshakes for each in rounds])
+    whole = print_line("cold enrolment, durable", [each.enrolments for each in rounds])
+    print(f"{'  of that TLS and HTTP':32}{tls:10.2f}{tls / whole:10.0%}")
+    print(f"{'  of that CSR, registry, CA':32}{whole - tls:10.2f}{1 - tls / whole:10.0%}")
+    verdict = "met" if whole <= BAR_MS else "MISSED"
+    count = sum(each.enrolments.count for each in rounds)
+    print(f"bar: <= {BAR_MS} ms CPU for an enrolment: {verdict}  ({count}, on {psutil.cpu_count()} CPUs)")
+    return 0 if whole <= BAR_MS else 1
+
+
+def print_line(name: str, loads: Sequence[Load]) -> float:
+    """One load over all rounds; its mean."""
+    costs = sorted(load.cpu_ms for load in loads)
+    whole = Load(
+        sum(load.count for load in loads),
+        sum(load.cpu_seconds for load in loads),
+        sum(load.wall_seconds for load in loads),
+    )
+    columns = (whole.cpu_ms, costs[0], statistics.median(costs), costs[-1])
+    print(f"{name:32}" + "".join(f"{cost:10.2f}" for cost in columns) + f"{whole.count / whole.wall_seconds:12.0f}")
+    return whole.cpu_ms
 
 
 def new_home(path: Path) -> AdminHome:
