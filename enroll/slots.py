@@ -5,8 +5,9 @@ certificate. So one stranger cannot shut out the others, nor a gateway's strange
 certificate the strangers.
 
 What ends is the oldest connection that waits for its peer: of a holder that has more than its share at once, of the
-holder with most when none is left. Nobody's request is cut off while the service works on it, and nobody's connection
-in its first moment, which is long enough to shake hands and ask: then a newcomer waits.
+holder with most when none is left. A tenth of all is kept for those who have shown a certificate: so many of them end
+for no newcomer, who waits. Nobody's request is cut off while the service works on it, and nobody's connection in its
+first moment, which is long enough to shake hands and ask: then a newcomer waits, too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Final
 PER_CERTIFICATE: Final = 32
 """A broker has two, its feed and a question; a gateway's tools a few more."""
 GRACE_SECONDS: Final = 1.0
+RESERVED_SHARE: Final = 10
 
 Holder = str | bytes
 """A network, or a certificate."""
@@ -44,7 +46,10 @@ class Slots:
     limit: int
     grace: float = GRACE_SECONDS
     _by_holder: dict[Holder, dict[Slot, None]] = field(default_factory=dict)  # each holder's from the oldest on
+    # Holders by how many they have, strangers apart: a thousand networks with one each cost no more than one with all.
+    _by_size: dict[tuple[bool, int], dict[Holder, None]] = field(default_factory=dict)
     _count: int = 0
+    _known: int = 0
 
     @property
     def is_full(self) -> bool:
@@ -55,8 +60,11 @@ class Slots:
         return max(1, self.limit // 2) if isinstance(holder, str) else PER_CERTIFICATE
 
     def open(self, slot: Slot) -> None:
-        self._by_holder.setdefault(slot.holder, {})[slot] = None
+        held = self._by_holder.setdefault(slot.holder, {})
+        held[slot] = None
         self._count += 1
+        self._known += not slot.is_strangers
+        self._resize(slot.holder, len(held) - 1, len(held))
 
     def close(self, slot: Slot) -> None:
         """The slot is free; again, and nothing happens."""
@@ -65,8 +73,20 @@ class Slots:
             return
         del held[slot]
         self._count -= 1
+        self._known -= not slot.is_strangers
+        self._resize(slot.holder, len(held) + 1, len(held))
         if not held:
             del self._by_holder[slot.holder]
+
+    def _resize(self, holder: Holder, before: int, after: int) -> None:
+        is_strangers = isinstance(holder, str)
+        if before:
+            others = self._by_size[is_strangers, before]
+            del others[holder]
+            if not others:
+                del self._by_size[is_strangers, before]
+        if after:
+            self._by_size.setdefault((is_strangers, after), {})[holder] = None
 
     def recognise(self, slot: Slot, certificate: bytes) -> None:
         """The peer has shown a valid certificate."""
@@ -85,15 +105,13 @@ class Slots:
 
     def oldest_of_most(self, now: float) -> Slot | None:
         """The oldest that may end of the holder that has most; strangers before those who have shown a certificate."""
-        for held in sorted(self._by_holder.values(), key=_weight, reverse=True):
-            for slot in self._ending(held, now):
-                return slot
+        for is_strangers, size in sorted(self._by_size, reverse=True):
+            if not is_strangers and self._known <= self.limit // RESERVED_SHARE:
+                return None
+            for holder in self._by_size[is_strangers, size]:
+                for slot in self._ending(self._by_holder[holder], now):
+                    return slot
         return None
 
     def _ending(self, held: dict[Slot, None], now: float) -> Iterator[Slot]:
         return (slot for slot in held if slot.waits_for_peer and now - slot.opened >= self.grace)
-
-
-def _weight(held: dict[Slot, None]) -> tuple[bool, int, float]:
-    oldest = next(iter(held))
-    return oldest.is_strangers, len(held), -oldest.opened

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,6 +86,65 @@ def test_a_certificate_counts_for_itself_and_not_for_its_address() -> None:
     assert first is not None
     assert first.holder == b"a certificate"
     assert not first.is_strangers
+
+
+def test_so_many_with_a_certificate_end_for_no_newcomer() -> None:
+    """A flood of strangers that is fast enough to be always in its first moment puts out devices that renew."""
+    slots = Slots(20, grace=1.0)
+    devices = [opened(slots, b"%d" % number) for number in range(2)]
+    for number in range(18):
+        opened(slots, f"192.0.2.{number}", 99.5)
+    assert slots.is_full
+    assert slots.in_the_way("192.0.2.99", 100.0) is None
+    assert slots.in_the_way("192.0.2.99", 100.6) is not None
+    opened(slots, b"one more than that")
+    assert devices[0] is slots.in_the_way("192.0.2.99", 100.0)
+
+
+class Watched(Slot):
+    """Counts how often anybody looks at one."""
+
+    looks = 0
+
+    def __getattribute__(self, name: str) -> object:
+        Watched.looks += name == "opened"
+        return super().__getattribute__(name)
+
+
+def test_a_thousand_networks_with_one_connection_each_cost_no_more_than_one() -> None:
+    """To look through all of them for each newcomer took so long that devices waited in front of the door."""
+    slots = Slots(1000, grace=1.0)
+    for number in range(1000):
+        slots.open(Watched(f"network {number}", float(number), nothing))
+    Watched.looks = 0
+    for number in range(100):
+        found = slots.in_the_way("another", 2_000.0 + number)
+        assert found is not None
+        assert f"network {number}" == found.holder
+        slots.close(found)
+        slots.open(Watched(f"newcomer {number}", 2_000.0 + number, nothing))
+    assert Watched.looks <= 200
+
+
+HOLDERS = st.sampled_from(["192.0.2.1", "192.0.2.2", "192.0.2.3", b"one", b"two"])
+
+
+@given(st.lists(st.tuples(HOLDERS, st.booleans(), st.booleans()), min_size=5, max_size=40))
+def test_who_ends_is_of_whoever_has_most(steps: list[tuple[Holder, bool, bool]]) -> None:
+    """A holder with few connections pays for one with many, or one with a certificate for a stranger."""
+    slots, held = Slots(5, grace=1.0), list[Slot]()
+    for at, (holder, waits, is_over) in enumerate(steps):
+        if is_over and held:
+            slots.close(held.pop(at % len(held)))
+        held.append(opened(slots, holder, float(at), waits=waits))
+        found = slots.oldest_of_most(1_000.0)
+        counts = Counter(slot.holder for slot in held)
+        ranks = {slot: (slot.is_strangers, counts[slot.holder]) for slot in held if slot.waits_for_peer}
+        has_known = sum(not slot.is_strangers for slot in held) > 0
+        best = max((rank for rank in ranks.values() if rank[0] or has_known), default=None)
+        assert best == (None if found is None else ranks[found])
+        if found is not None:
+            assert found.opened == min(slot.opened for slot in ranks if slot.holder == found.holder)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=60))
