@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.engines.amqtt.engine import IS_COMPILED
 from broker.figures import BY_REASON, FIGURES, TOPIC_PREFIX
 from fleet.layout import AdminHome, IdentityFiles
 from tests import mqtt
@@ -353,7 +354,7 @@ def test_mosquitto_sub_shows_them(scene: Scene) -> None:
     shown = mosquitto(
         "mosquitto_sub", scene.home, scene.files["admin"], scene.port, "admin", "-t", "$SYS/broker/version", "-C", 1
     )
-    assert "mqtt-fleet 0.1.0\n" == shown.check().stdout
+    assert f"mqtt-fleet 0.1.0{'+compiled' if IS_COMPILED else ''}\n" == shown.check().stdout
 
 
 @pytest.mark.parametrize("topic_filter", ["$SYS/#", "$SYS/broker/uptime", "#", "+/broker/uptime"])
