@@ -46,9 +46,10 @@ class Client:
         self._tls.load_verify_locations(home.root.certificate)
         self._writers: list[asyncio.StreamWriter] = []
 
-    async def plain(self) -> Streams:
+    async def plain(self, source: str = "127.0.0.1") -> Streams:
         """A connection on which TLS was not begun."""
-        reader, writer = await asyncio.open_connection(self.address.host, self.address.port)
+        host, port = self.address.host, self.address.port
+        reader, writer = await asyncio.open_connection(host, port, local_addr=(source, 0))
         self._writers.append(writer)
         return reader, writer
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from pathlib import Path
 
 import pytest
 
 from enroll.registry import Registry
-from enroll.slots import PER_CERTIFICATE
+from enroll.slots import PER_CERTIFICATE, RESERVED_SHARE
 from fleet import directory, est
 from fleet.layout import AdminHome
 from tests.deadlines import within
@@ -173,6 +174,26 @@ def test_strangers_that_do_not_even_shake_hands_do_not_keep_others_out(home: Adm
         assert await is_served(client)
 
     against(home, limits(connections=20, grace=0.1), steps)
+
+
+def test_strangers_from_many_networks_end_no_connection_of_a_known_device(home: AdminHome) -> None:
+    """A botnet, each of which has less than its share, lets every certificate of a fleet run out."""
+    grace = 0.2
+
+    async def steps(client: Client) -> None:
+        began = time.monotonic()
+        known = [await client.secure(identity=home.operator.identity) for _ in range(20 // RESERVED_SHARE)]
+        honest = Client(client.address, home)
+        while time.monotonic() - began <= grace:  # so that only what is reserved keeps them
+            assert await is_served(honest)
+        for number in range(40):  # a flood that is always in its first moment
+            await client.plain(f"127.2.{number}.1")
+        for reader, writer in [await honest.secure("127.0.0.2"), *known]:
+            writer.write(HEALTH)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        await honest.close()
+
+    against(home, limits(connections=20, grace=grace), steps)
 
 
 def test_a_flood_of_strangers_does_not_touch_a_brokers_feed(tmp_path: Path) -> None:
