@@ -24,7 +24,8 @@ class Second:
             self.port = int(listener.getsockname()[1])
         self.password = folder / "password"
         self.password.write_text(f"{_PASSWORD}\n")
-        self.ca = self.identity = None
+        self.ca: Path | None = None
+        self.identity: IdentityFiles | None = None
         users, self._config = folder / "users", folder / "mosquitto.conf"
         run("mosquitto_passwd", "-b", "-c", users, "ha", _PASSWORD).check()
         lines = [f"listener {self.port} 127.0.0.1", "user root", f"password_file {users}"]
