@@ -68,7 +68,8 @@ def usage_report(message: str, command: str) -> str:
     """What a library that parses command lines found wrong, as `report` would say it; help that it gives stays help."""
     if message.startswith("Usage:"):  # a noun without its verb
         return message
-    said = message.rstrip(".").replace("Value error, ", "")  # pydantic's, which typer lets through
+    # Both are pydantic's, which typer lets through.
+    said = message.rstrip(".").replace("Value error, ", "").replace(": Input should be ", ": it should be ")
     error = f"error: {printable(said[:1].lower() + said[1:])}"
     return f"{error}\nhint: {command} --help" if command else error
 

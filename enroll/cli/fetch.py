@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -32,7 +32,7 @@ from enroll.cli.options import (
 from enroll.cli.output import Row, minute, print_rows, say, time_or_none
 from enroll.cli.progress import progress
 from enroll.cli.running import say_if_away
-from enroll.cli.selected import check_known
+from enroll.cli.selected import batches, check_known
 from fleet import messages
 from fleet.errors import FleetError, InvalidInput, TimedOut, printable, reason_of
 from fleet.identity import DeviceId
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 _POLL_SECONDS: Final = 0.05
 _LAST_WORDS: Final = timedelta(seconds=5)  # what a device says of it at the deadline
 _STDOUT: Final = "-"
+_GIVEN_UP: Final = {"failed": "refused", "expired": "missed"}  # by what became of the command
 _KEPT: Final = "what is asked for is kept, and goes out"
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The device.")]
@@ -126,7 +127,7 @@ def list_(
     with _uploads(admin_home(home)) as uploads:
         if device is not None:
             check_known(uploads.registry, device)
-        rows = [_row(uploads, record) for record in uploads.listed(device)]
+        rows = [_row(uploads, *each) for each in _with_commands(uploads, uploads.listed(device))]
     headers = ("UPLOAD", "DEVICE", "WHAT", "STATE", "BYTES", "ASKED", "NAME")
     nothing = f"nothing is kept{'' if id is None else f' of {id}'}; enroll fetch log {id or 'ID'} fetches a log"
     print_rows(output, headers, rows, nothing=nothing)
@@ -334,8 +335,28 @@ def _copy(source: Path, target: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _row(uploads: Uploads, record: UploadRecord) -> Row:
-    state = "whole" if record.is_finished else "coming" if record.total is not None else "asked"
+def _with_commands(
+    uploads: Uploads, records: Sequence[UploadRecord]
+) -> Iterator[tuple[UploadRecord, CommandRecord | None]]:
+    """Each with the command that asked for it."""
+    from enroll import commands
+
+    for batch in batches(records):
+        found = {each.id: each for each in commands.find_all(uploads.registry, [record.id for record in batch])}
+        for record in batch:
+            yield record, found.get(record.id)
+
+
+def _state(record: UploadRecord, command: CommandRecord | None) -> str:
+    if record.is_finished:
+        return "whole"
+    if command is not None and command.state.value in _GIVEN_UP:
+        return _GIVEN_UP[command.state.value]
+    return "asked" if record.total is None else "coming"
+
+
+def _row(uploads: Uploads, record: UploadRecord, command: CommandRecord | None) -> Row:
+    state = _state(record, command)
     size = record.total if record.is_finished else uploads.store.size(record.id)
     fields = {
         "upload": record.id,
@@ -343,6 +364,7 @@ def _row(uploads: Uploads, record: UploadRecord) -> Row:
         "what": record.what,
         "name": record.name,
         "state": state,
+        "error": "" if command is None else command.error,
         "bytes": size,
         "total": record.total,
         "sha256": None if record.digest is None else record.digest.hex(),

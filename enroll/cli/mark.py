@@ -64,6 +64,9 @@ def label(
 def _labels(texts: list[str]) -> dict[str, str]:
     from enroll.selection import check_label, check_value
 
+    for text in texts:
+        if "=" not in text:
+            raise InvalidInput(f"{text[:80]!r} is no label with a value", hint="--set NAME=VALUE, as site=berlin")
     pairs = [text.partition("=") for text in texts]
     return {check_label(name): check_value(value) for name, _, value in pairs}
 

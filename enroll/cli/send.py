@@ -78,6 +78,8 @@ def send(
 
     is_for_many = group is not None or where is not None
     device, rest = (None, words) if is_for_many else (DeviceId(words[0]), words[1:])
+    if is_for_many and len(rest) > 1 and not rest[1].lstrip().startswith(("{", "[")):
+        raise InvalidInput("there is an ID besides --group or --where", hint="enroll send --group G NAME [JSON]")
     name, args = _command(rest)
     order, at = Order(name, args, now() + parse_duration(timeout)), admin_home(home)
     with open_registry(at) as registry:
@@ -231,7 +233,7 @@ def _judge_one(record: CommandRecord) -> None:
         case CommandState.DONE:
             return
         case CommandState.FAILED:
-            raise FleetError(f"{record.device} failed: {record.error or 'it does not say why'}", hint=hint)
+            raise FleetError(f"{record.device} failed: {record.error or 'it does not say why'}")
         case CommandState.QUEUED | CommandState.SENT | CommandState.EXPIRED:
             raise TimedOut(f"{record.device} did not take the command in time", hint=hint)
         case CommandState.ACCEPTED | CommandState.RUNNING:

@@ -132,6 +132,8 @@ def retry(registry: Registry, id: str, giver: Giver, chance: random.Random) -> J
         if any(place.standing in (Standing.QUEUED, Standing.SENT) for place in page):
             raise FleetError(f"commands of job {id} are still being withdrawn", hint="try again in a moment")
         targets += _still_to_do(registry, page)
+    if not targets:
+        raise NotFound(f"job {id} left nobody who is active and has not done it", hint=f"enroll job show {id}")
     order = JobOrder(job.name, decode_object(job.args.encode()), job.plan, f"{jobs.RETRY_OF}{id}")
     return create(registry, order, targets, giver, chance)
 

@@ -144,7 +144,7 @@ def test_a_file_of_that_name_is_not_overwritten_unasked(
         fetch.file("pump-07", "/var/log/x.log", home=office.home.path)
 
 
-def test_what_does_not_come_is_said_why(office: Office, uploads: Uploads) -> None:
+def test_what_does_not_come_is_said_why(office: Office, uploads: Uploads, capsys: pytest.CaptureFixture[str]) -> None:
     """An admin waits until the deadline for what has failed, or for ever."""
     failed, late = asked(uploads, LogWanted(5)), asked(uploads, LogWanted(5), seconds=-30.0)
     now = datetime.now(UTC)
@@ -155,6 +155,9 @@ def test_what_does_not_come_is_said_why(office: Office, uploads: Uploads) -> Non
         (failed, FleetError, "pump-07 does not send it: the disk"),
         (late, TimedOut, "pump-07 has not sent it in time"),
     ):
+        fetch.list_(None, Output.JSON, office.home.path)
+        shown = {each["upload"]: each["state"] for each in json.loads(capsys.readouterr().out)}
+        assert {failed: "refused", late: "asked"}[upload] == shown[upload]
         with pytest.raises(kind, match=words):
             fetch._wait(office.home, uploads, uploads.find(upload))
         assert upload not in {each.id for each in uploads.listed()}
