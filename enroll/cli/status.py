@@ -93,15 +93,19 @@ def _table(fields: dict[str, Any], jobs: Sequence[tuple[str, str]]) -> str:
             ("commands", words(fields["commands"])),
             *jobs,
             *([("alarms", f"{fields['alarms']}: enroll device list --alarms")] if fields["alarms"] else []),
-            *([] if fields["reserve"]["is_whole"] else [("reserve", _reserve_words(fields["reserve"]["bytes"]))]),
+            *_reserve_rows(fields["reserve"], is_made=fields["service"]["answers"]),
             *([("unwell", f"{', '.join(fields['unwell'])}: enroll device show ID")] if fields["unwell"] else []),
         ],
     )
 
 
-def _reserve_words(size: int) -> str:
+def _reserve_rows(found: dict[str, Any], *, is_made: bool) -> list[tuple[str, str]]:
+    """What is lacking; nothing of a fleet whose service has not run yet, which makes it."""
+    size = found["bytes"]
+    if found["is_whole"] or not (size or is_made):
+        return []
     left = f"{size >> 10} KiB are left" if size else "nothing is left"
-    return f"{left} of what revocations need on a full disk: enroll serve makes it, once there is space"
+    return [("reserve", f"{left} of what revocations need on a full disk: free space on the registry's")]
 
 
 def _clock_rows(found: dict[str, str]) -> list[tuple[str, str]]:
