@@ -14,7 +14,6 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
 from enroll.cli.options import HomeOption, group
-from enroll.cli.plain import PlainCommand, PlainGroup
 from fleet.starting import version_of
 
 COMMANDS: Final = {
@@ -53,13 +52,13 @@ def load(name: str) -> _Command:
     if name in NOUNS:
         return get_group(group(module.VERBS, NOUNS[name]))
     alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-    alone.command(name, cls=PlainCommand)(getattr(module, name))
+    alone.command(name)(getattr(module, name))
     command = get_command(alone)
     assert isinstance(command, TyperCommand)
     return command
 
 
-class _Commands(PlainGroup):
+class _Commands(TyperGroup):
     """Knows names and a line of each; gets the one that is typed."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, _Command | None, list[str]]:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from enroll.cli.plain import PlainCommand, PlainGroup
 from fleet.clock import SEEN, Floor, FlooredClock
 from fleet.errors import FleetError, InvalidInput
 from fleet.layout import AdminHome
@@ -63,9 +62,9 @@ OutputOption = Annotated[
 
 def group(verbs: Verbs, help_: str) -> typer.Typer:
     """A noun with its verbs."""
-    noun = typer.Typer(cls=PlainGroup, help=help_, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+    noun = typer.Typer(help=help_, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
     for verb, function in verbs.items():
-        noun.command(verb, cls=PlainCommand)(function)
+        noun.command(verb)(function)
     return noun
 
 

@@ -77,7 +77,7 @@ def test_a_port_that_is_taken_is_said_to_be(home: AdminHome) -> None:
     ]
 
 
-_HEAVY = {"aiohttp", "alembic", "cryptography", "paho", "pydantic", "rich"}
+_HEAVY = {"aiohttp", "alembic", "cryptography", "paho", "rich"}
 
 
 @pytest.mark.parametrize(
