@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -99,25 +100,28 @@ def all_of(names: Sequence[str], fleet: Fleet) -> Iterator[dict[str, Contender]]
 
 @contextmanager
 def ours(fleet: Fleet) -> Iterator[Contender]:
-    with ExitStack() as stack:
-        with pinned(BROKER_CPU):
-            server = stack.enter_context(_fleet.running("broker", fleet.home))
+    with _ours(fleet, os.environ) as server:
         yield Contender(OURS, server.process.pid, server.port)
 
 
 @contextmanager
 def compiled(fleet: Fleet) -> Iterator[Contender]:
-    """The same in a home of its own, on what ./dev compile has made. Raises: RuntimeError where that is not there."""
-    home = AdminHome(fleet.home.path.with_name("fleet-compiled"))
-    ours_alone = shutil.ignore_patterns(f"{home.broker_sessions.name}*", "bench")
-    shutil.copytree(fleet.home.path, home.path, ignore=ours_alone)
-    environment = {**os.environ, "PYTHONPATH": str(_COMPILED_CODE)}
-    with ExitStack() as stack:
-        with pinned(BROKER_CPU):
-            server = stack.enter_context(_fleet.running("broker", home, environment=environment))
+    """On what ./dev compile has made. Raises: RuntimeError where that is not there."""
+    with _ours(fleet, {**os.environ, "PYTHONPATH": str(_COMPILED_CODE)}) as server:
         if not any(str(_COMPILED_CODE) in found.path for found in server.process.memory_maps()):
             raise RuntimeError("there is nothing compiled: ./dev compile")
         yield Contender(COMPILED, server.process.pid, server.port)
+
+
+@contextmanager
+def _ours(fleet: Fleet, environment: Mapping[str, str]) -> Iterator[_fleet.Server]:
+    """In a home of its own, for one broker alone may have the file of sessions."""
+    with tempfile.TemporaryDirectory(dir=fleet.home.path.parent) as folder, ExitStack() as stack:
+        home = AdminHome(Path(folder) / "fleet")
+        shutil.copytree(fleet.home.path, home.path, ignore=shutil.ignore_patterns("sessions.db*", "bench"))
+        with pinned(BROKER_CPU):
+            server = stack.enter_context(_fleet.running("broker", home, environment=environment))
+        yield server
 
 
 @contextmanager
