@@ -129,7 +129,8 @@ def test_what_is_wrong_with_a_device_that_is_online_is_kept_until_it_says_that_i
     unwell, well = status(Presence.ONLINE, "storage is read-only"), status(Presence.ONLINE)
     session = [seen(1)] if is_witnessed else []
     hello = HelloSeen(PUMP, "1.0")
-    for order in ([*session, unwell, hello], [unwell, *session, hello], [well, *session, hello, unwell]):
+    orders: list[list[Report]] = [[*session, unwell, hello], [unwell, *session, hello], [well, *session, hello, unwell]]
+    for order in orders:
         found, changes = told(*order, is_witnessed=is_witnessed)
         assert (True, "storage is read-only") == (found.is_online, found.said)
         assert {True} == {change.is_online for change in changes}
