@@ -132,6 +132,10 @@ class Truth:
         """The answer to a look-up."""
         return self.entry if self.entry is not None and serial in self.entry.serials else None
 
+    def is_told(self) -> bool:
+        """Whether the engine knows the newest; what a broker notes for itself beside it is its own (`Entry.ended`)."""
+        return self.entry is None or (self.told is not None and self.told.seq == self.entry.seq)
+
 
 class Direct:
     """The directory and the engine, with nothing between."""
@@ -196,7 +200,7 @@ class Kept(Direct):
 
     async def is_told(self) -> None:
         async with asyncio.timeout(within(10)):
-            while self._truth.told != self._truth.entry:
+            while not self._truth.is_told():
                 await self._told.wait()
                 self._told.clear()
 
