@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from enroll.cli.interrupted import going_on
 from enroll.cli.options import HomeOption, admin_home, clock, now, open_registry, token_bytes
 from enroll.cli.output import say
 from enroll.cli.selected import Members, WhereOption, check_known, nobody
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 _TURN_SECONDS = 0.5
 _LONGEST_DELAY = 10.0
-_AFTER_US: Final = "devices go on: enroll tail listens again, enroll export sqlite FILE keeps telemetry"
 
 
 def tail(
@@ -67,7 +65,7 @@ def tail(
     filters, at = topic_filters(device, channel or ()), admin_home(home)
     if device is not None:
         _check_known(at, device)
-    with _chosen(at, group, where) as is_wanted, going_on(_AFTER_US):
+    with _chosen(at, group, where) as is_wanted:
         _Tail(at, filters, is_wanted, output == "json", count).run()
 
 
