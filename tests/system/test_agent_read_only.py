@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,17 +28,16 @@ def _fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFleet]:
 
 
 @pytest.fixture(name="card")
-def _card(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own."""
+def _card() -> Iterator[Path]:
+    """A file system of its own, in a place whose name leaves room for that of a socket."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a file system to write-protect")
-    folder = tmp_path / "card"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", folder], check=True)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def remount(card: Path, mode: str) -> None:
