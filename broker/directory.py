@@ -56,7 +56,7 @@ class Directory:
 
     A snapshot replaces everything at once, when it is complete. A second one tells of another history: a registry that
     was restored from a backup, or made anew. What this broker knows as revoked is not let in again by it: that takes an
-    admin (`restored`). `kept` is of whom something stays out against the newest snapshot.
+    admin (`restored`). `kept` is of whom something stays out against the newest snapshot; `snapshots` counts them.
     """
 
     def __init__(self) -> None:
@@ -64,6 +64,7 @@ class Directory:
         self._snapshot: dict[DeviceId, Entry] | None = None
         self._position: Position | None = None
         self.kept: frozenset[DeviceId] = frozenset()
+        self.snapshots = 0
 
     @property
     def position(self) -> Position | None:
@@ -122,6 +123,7 @@ class Directory:
                 raise InvalidInput("the directory feed began without a snapshot")
             self._position = replace(position, seq=max(position.seq, self._position.seq))
             return ()
+        self.snapshots += 1
         if self._position is None:
             self.kept, merged = frozenset(), {**snapshot, **self._found_since(snapshot, position)}
         else:

@@ -59,8 +59,11 @@ class Membership:
     def take(self, line: FeedLine) -> None:
         """A line of the stream."""
         self._heard_at = self._monotonic()
-        before = self.directory.kept
+        before, snapshots = self.directory.kept, self.directory.snapshots
         self._note(self.directory.apply(line))
+        if self.directory.snapshots != snapshots:  # numbers of another history: behind older lines they would not count
+            self._is_rewrite_needed = True
+            self._work.set()
         if self.directory.kept and self.directory.kept is not before:
             ids = " ".join(sorted(self.directory.kept)[:_TOLD_IDS])
             _log.warning(event("directory.revocations_kept", count=len(self.directory.kept), ids=ids))

@@ -105,6 +105,24 @@ def test_a_disk_that_hangs_does_not_keep_a_revoked_device_in(tmp_path: Path) -> 
     os.close(readers.pop())
 
 
+@pytest.mark.parametrize("feed", ["f", "g"])
+def test_a_second_history_is_kept_as_it_was_taken(tmp_path: Path, feed: str) -> None:
+    """After a restore its numbers are lower: a restart would let in who was revoked since, or would not succeed."""
+    path = tmp_path / "directory.ndjson"
+    membership = Membership(Directory(), Journal(path), lambda: 0.0)
+    for line in (SnapshotStart("f", 50), entry(50), Current("f", 50)):
+        membership.take(line)
+    asyncio.run(membership.save())
+    for line in (SnapshotStart(feed, 10), entry(9), Current(feed, 10, "other")):
+        membership.take(line)
+    asyncio.run(membership.save())
+    membership.take(entry(11, State.REVOKED))
+    asyncio.run(membership.save())
+    again = load(path)
+    assert (membership.directory.entries, membership.directory.position) == (again.entries, again.position)
+    assert not again.admits(PUMP, SERIAL)
+
+
 def test_changes_of_one_moment_are_kept_together(tmp_path: Path) -> None:
     """A hundred revocations would cost a hundred fsyncs."""
     path = tmp_path / "directory.ndjson"
