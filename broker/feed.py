@@ -41,6 +41,8 @@ class Follower(Protocol):
 
     def stream_ended(self) -> None: ...
 
+    async def wait_in_step(self) -> None: ...
+
 
 class Feed:
     """The client of `/v1/directory`. `run_file` says where the service is, and is read at every connection."""
@@ -127,6 +129,8 @@ class Feed:
 
     async def _look_up(self, http: aiohttp.ClientSession, serial: Serial) -> None:
         try:
+            async with asyncio.timeout(_LOOK_UP_SECONDS):
+                await self._follower.wait_in_step()
             async with self._look_up_slots, asyncio.timeout(_LOOK_UP_SECONDS):
                 entry = await self._ask(http, serial)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, FleetError) as error:

@@ -40,6 +40,7 @@ class Membership:
         self._saving = asyncio.Lock()
         self._work = asyncio.Event()
         self._has_snapshot = asyncio.Event()
+        self._is_in_step = asyncio.Event()  # the stream that is open has told of all that the service knows
         if known.position is not None:
             self._has_snapshot.set()
 
@@ -56,6 +57,10 @@ class Membership:
         """Return once it is known who may connect."""
         await self._has_snapshot.wait()
 
+    async def wait_in_step(self) -> None:
+        """Return once the stream has come to the present: what else the service says is of the same history."""
+        await self._is_in_step.wait()
+
     def take(self, line: FeedLine) -> None:
         """A line of the stream."""
         self._heard_at = self._monotonic()
@@ -69,13 +74,21 @@ class Membership:
             _log.warning(event("directory.revocations_kept", count=len(self.directory.kept), ids=ids))
         if self.directory.position is not None:
             self._has_snapshot.set()
+        if isinstance(line, Current):
+            self._is_in_step.set()
 
     def take_found(self, entry: Entry) -> None:
-        """An entry that was asked for by serial."""
-        self._note(self.directory.apply_found(entry))
+        """An entry that was asked for by serial.
+
+        Without a stream it may be of a registry that was restored, whose numbers say nothing here until its snapshot
+        came: whoever was revoked would be let in by it, and be taken for good by the time that the snapshot is there.
+        """
+        if self._is_in_step.is_set():
+            self._note(self.directory.apply_found(entry))
 
     def stream_ended(self) -> None:
         """What was half sent is forgotten."""
+        self._is_in_step.clear()
         self.directory.forget_partial_snapshot()
 
     def _note(self, changes: Iterable[Change]) -> None:

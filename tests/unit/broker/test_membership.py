@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,20 @@ def test_whom_a_restored_registry_would_let_in_again_is_said(tmp_path: Path, cap
     for line in (entry(2, State.REVOKED), *SNAPSHOT, Current("f", 1)):
         membership.take(line)
     assert ["directory.revocations_kept count=1 ids=pump-07"] == caplog.messages
+
+
+def test_what_is_found_counts_while_the_stream_is_followed(tmp_path: Path) -> None:
+    """A restored registry would let in who was revoked, by an answer that comes before its snapshot."""
+    membership = taken(tmp_path / "directory.ndjson")
+    membership.take(entry(2, State.REVOKED))
+    membership.stream_ended()
+    membership.take_found(entry(3))  # renewed with a registry that has forgotten
+    for line in (SnapshotStart("f", 3), entry(3), Current("f", 3, "other")):
+        assert not membership.directory.admits(PUMP, SERIAL)
+        membership.take(line)
+    assert not membership.directory.admits(PUMP, SERIAL)
+    membership.take_found(replace(entry(4), epoch=2))
+    assert membership.directory.admits(PUMP, SERIAL)
 
 
 def test_what_could_not_be_kept_is_kept_when_it_can(tmp_path: Path) -> None:
