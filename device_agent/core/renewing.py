@@ -92,6 +92,8 @@ def ask(state: State, app: int, moment: Moment, effects: list[Effect]) -> State:
 
 def begin_now(state: State, moment: Moment) -> tuple[State, Problem | None]:
     """A new certificate, whatever the age of this one; why not, if it was asked for too often."""
+    if state.renewal.stage is Stage.TRYING:  # it is made, and each broker that is away would cost another one
+        return state, None
     if state.renewal.is_asked or state.renewal.stage is not Stage.IDLE:  # one is under way, and will do
         return _with(state, is_asked=True, look_at=moment.monotonic), None
     wait = state.ask_again_at - moment.monotonic - (_ASKED_AT_ONCE - 1) * _ASKED_EVERY_SECONDS
@@ -233,11 +235,12 @@ def on_event(state: State, event: RenewalEvent, moment: Moment, effects: list[Ef
 
 
 def on_writable(state: State, moment: Moment) -> State:
-    """What failed for want of storage need not wait for its next turn."""
+    """What failed for want of storage need not wait for its next turn; nor longer, if the card comes and goes."""
     problem = state.renewal.problem
     if state.renewal.stage is not Stage.IDLE or problem is None or problem.code != Code.DISK:
         return state
-    return _with(state, look_at=moment.monotonic + state.settings.life.spread_seconds(moment.chance, is_over=False))
+    spread = state.settings.life.spread_seconds(moment.chance, is_over=is_over(state, moment))
+    return _with(state, look_at=min(state.renewal.look_at, moment.monotonic + spread))
 
 
 def _on_put_off(state: State, wait_seconds: float, moment: Moment, effects: list[Effect]) -> State:

@@ -22,7 +22,7 @@ from device_agent.core.step import next_deadline
 from device_agent.journal import decode_journal
 from device_agent.renewal import Life, Problem
 from fleet.identity import Serial
-from fleet.messages import CommandMessage, format_time
+from fleet.messages import CommandMessage, ResultState, format_time
 from fleet.topics import Command
 from fleet.upkeep import PACE, RENEW
 from tests.unit.device_agent.story import PUMP, START, Story, of_kind, published
@@ -111,6 +111,21 @@ def test_it_is_asked_for_five_times_and_then_once_a_minute() -> None:
     ((command, state, _, error),) = results(effects)
     assert ("b", "failed") == (command, state)
     assert error.startswith("5 certificates were asked for")
+
+
+def test_what_waits_for_its_connection_is_not_made_again() -> None:
+    """Commands that were held make a certificate each, past any bound, as long as no broker is there."""
+    story = online()
+    for number in range(20):
+        asked(story, f"a{number}", RENEW, 900.0, within_seconds=200)
+        story.confirm_all()
+    asked(story, "b", RENEW)
+    story.feed(SuccessorReady(NEXT), IdentityChanged(NEXT))
+    story.seconds = 100.0
+    assert [] == of_kind(story.feed(Tick()), Renew)
+    story.seconds += 10
+    story.feed(Tick(), Connected(story.state.epoch, False), Subscribed(story.state.epoch))
+    assert [ResultState.DONE] * 21 == [entry.state for entry in story.state.journal.entries]
 
 
 def test_after_a_restart_it_has_failed() -> None:

@@ -227,3 +227,17 @@ def test_no_key_is_asked_for_that_could_not_be_kept() -> None:
     story.feed(StorageChanged(is_read_only=False))
     story.seconds = story.state.renewal.look_at
     assert [Renew(is_paced=False, is_fresh=False)] == of_kind(story.feed(Tick()), Renew)
+
+
+def test_a_card_that_comes_and_goes_puts_no_renewal_off() -> None:
+    """Each time it would be drawn anew, for a device that has not long to live."""
+    story = Story(settings=replace(SETTINGS, not_after=START + timedelta(days=90)))
+    story.go_online()
+    story.feed(StorageChanged(is_read_only=True))
+    story.seconds = (story.settings.life.due - START).total_seconds() + 1
+    story.feed(Tick())
+    next_look = story.state.renewal.look_at
+    for is_read_only_now in (False, True, False):
+        story.seconds += 1
+        story.feed(StorageChanged(is_read_only=is_read_only_now))
+        assert next_look == story.state.renewal.look_at
