@@ -28,7 +28,7 @@ def succeeded(known: Entry | None, line: Entry) -> Entry:
         return line
     line = _noted(known, line)
     if known.only is None or line.only is not None or _is_decided(known, known.only, line):
-        return line
+        return _let_in(line)
     if known.state in _OUT:
         return replace(line, state=known.state, only=known.only)
     return replace(line, serials=line.serials & known.only, only=known.only)
@@ -39,6 +39,13 @@ def _noted(known: Entry, line: Entry) -> Entry:
     over = sorted(known.serials - line.serials)
     ended = [serial for serial in (*known.ended, *over) if serial not in line.ended]
     return replace(line, ended=(*ended, *line.ended)[-MAX_ENDED:]) if ended else line
+
+
+def _let_in(line: Entry) -> Entry:
+    """What an admin lets in again has not ended: another restore finds it good."""
+    if line.state is not State.ACTIVE or line.only is not None or line.serials.isdisjoint(line.ended):
+        return line
+    return replace(line, ended=tuple(serial for serial in line.ended if serial not in line.serials))
 
 
 def _is_decided(known: Entry, only: frozenset[object], line: Entry) -> bool:
@@ -59,11 +66,13 @@ def listed_anew(known: Entry | None, listed: Entry | None, seq: int) -> Entry | 
     if listed is None:
         return None
     listed = replace(listed, ended=known.ended)
-    if listed.state is not State.ACTIVE or listed.epoch > known.epoch:
+    if listed.state is not State.ACTIVE:
         return listed
-    if known.only is None and listed.serials.isdisjoint(known.ended):
+    # A newer epoch is a new enrolment, or what had come before an older backup was restored first.
+    if listed.serials.isdisjoint(known.ended) and (known.only is None or listed.epoch > known.epoch):
         return listed
-    only = listed.serials & (known.serials if known.only is None else known.only)
+    good = known.serials if known.only is None else known.only
+    only = (listed.serials & good).difference(known.ended)
     return replace(listed, serials=only, only=only)
 
 

@@ -215,6 +215,40 @@ def test_a_second_restore_keeps_what_the_first_one_did() -> None:
     assert (False, True, frozenset({PUMP})) == (found.admits(PUMP, OLD), found.admits(PUMP, NEW), found.kept)
 
 
+def restored_again(found: Directory, *listed: Entry) -> Directory:
+    for line in (SnapshotStart("f", 2), *listed, Current("f", 2, "third")):
+        found.apply(line)
+    return found
+
+
+def test_what_was_revoked_since_the_first_restore_stays_out_after_a_second() -> None:
+    """What was good in both at the first one would be good for ever."""
+    found = restored(BOTH)
+    found.apply(entry(4, PUMP, State.ACTIVE, OLD))  # enroll cert revoke NEW
+    restored_again(found, BOTH)
+    assert (False, False) == (found.admits(PUMP, OLD), found.admits(PUMP, NEW))
+
+
+def test_an_older_backup_by_mistake_does_not_make_the_right_one_a_new_enrolment() -> None:
+    """Its epoch is newer than what was listed last: what was revoked in it would be let in."""
+    new = entry(2, PUMP, State.ACTIVE, NEW, epoch=2)
+    found = followed(SnapshotStart("f", 2), new, Current("f", 2))
+    found.apply(entry(3, PUMP, State.ACTIVE, epoch=2))
+    restored_again(restored_again(found, entry(1)), new)
+    assert (False, frozenset({PUMP})) == (found.admits(PUMP, NEW), found.kept)
+    found.apply(entry(4, PUMP, State.ACTIVE, NEW, epoch=3))
+    assert found.admits(PUMP, NEW)
+
+
+def test_what_an_admin_let_in_again_is_good_after_another_restore() -> None:
+    """Each restore would lock the device out once more."""
+    found = restored(BOTH)
+    found.apply(entry(4, PUMP, State.SUSPENDED, OLD, NEW))
+    found.apply(entry(5, PUMP, State.ACTIVE, OLD, NEW))
+    restored_again(found, BOTH)
+    assert (True, True, frozenset()) == (found.admits(PUMP, OLD), found.admits(PUMP, NEW), found.kept)
+
+
 def test_a_serial_that_is_kept_out_stays_so_after_a_restart(tmp_path: Path) -> None:
     """A restart of the broker would let the thief in; before the restore, or after it."""
     path, seen = tmp_path / "directory.ndjson", [entry(3, PUMP, State.ACTIVE, NEW)]
