@@ -66,7 +66,7 @@ def on_command(
         entry = entry.finished(ResultState.FAILED, error=f"{MAX_UNFINISHED} commands are unfinished on this device")
     fields = (("command", entry.name), ("command_id", entry.id))
     effects.append(Log(logging.INFO, "command.received", fields))
-    if entry.phase is Phase.FINAL and moment.is_confirmed and moment.utc > command.deadline + LONG_OVER:
+    if entry.phase is Phase.FINAL and moment.is_confirmed and moment.utc - LONG_OVER > command.deadline:
         return _decline(state, entry, acknowledge, moment, effects)
     return _save(replace(state, unacknowledged=(*state.unacknowledged, acknowledge)), entry, effects)
 

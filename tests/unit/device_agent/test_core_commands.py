@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -13,7 +14,7 @@ from device_agent.core.events import AppLeft, AppSaid, Arrived, Disconnected, Se
 from device_agent.failures import Cause, Failure
 from device_agent.journal import MAX_UNFINISHED, REMEMBERED, Journal, decode_journal, lost
 from device_agent.requests import Register, ReportResult
-from fleet.messages import ResultState
+from fleet.messages import CommandMessage, ResultState
 from fleet.topics import Command
 from tests.unit.device_agent.story import PUMP, START, Story, of_kind, published
 
@@ -132,6 +133,14 @@ def test_what_is_long_over_is_answered_and_not_written() -> None:
     assert 0 == story.state.outbox.results
     assert [] == of_kind(story.effects, SaveJournal)
     assert () == story.state.journal.entries
+
+
+def test_what_is_good_until_the_end_of_time_is_refused_as_any_other() -> None:
+    """The agent ends by it, and by its next copy again after each restart: it was not acknowledged."""
+    story = online("echo", journal=lost())
+    message = CommandMessage(PUMP, START, datetime.max.replace(tzinfo=UTC), {})
+    story.feed(Arrived(story.state.epoch, 7, Command(PUMP, "echo", "c-1").format(), message.encode()))
+    assert [ResultState.FAILED] == [entry.state for entry in story.state.journal.entries]
 
 
 def test_what_is_over_by_a_little_is_remembered() -> None:
