@@ -10,7 +10,7 @@ from benchmarks.brokers.contenders import NAMES
 from benchmarks.brokers.outcomes import Line
 
 _COLOURS: Final = dict(zip(NAMES, ("#0b6e4f", "#6fb89c", "#3b5b92", "#c28f2c", "#a3a3a3"), strict=True))
-_LEFT, _WIDTH, _BAR, _GAP, _TOP = 250, 520, 13, 16, 58
+_LEFT, _WIDTH, _BAR, _GAP, _TOP = 370, 520, 13, 16, 58
 
 
 def bars(lines: Sequence[Line]) -> str:
@@ -24,7 +24,7 @@ def bars(lines: Sequence[Line]) -> str:
         for name, value in drawn:
             body.append(
                 f'<rect x="{_LEFT}" y="{at}" width="{scale.x(value):.1f}" height="{_BAR - 2}" fill="{_COLOURS[name]}"/>'
-                f'<text class="s" x="{_LEFT + scale.x(value) + 5:.1f}" y="{at + _BAR - 4}">{value:.3g}</text>'
+                f'<text class="s" x="{_LEFT + scale.x(value) + 5:.1f}" y="{at + _BAR - 4}">{value:,.{0 if value >= 100 else 2 if value < 10 else 1}f}</text>'
             )
             at += _BAR
         at += _GAP
