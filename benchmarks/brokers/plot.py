@@ -24,7 +24,7 @@ def bars(lines: Sequence[Line]) -> str:
         for name, value in drawn:
             body.append(
                 f'<rect x="{_LEFT}" y="{at}" width="{scale.x(value):.1f}" height="{_BAR - 2}" fill="{_COLOURS[name]}"/>'
-                f'<text class="s" x="{_LEFT + scale.x(value) + 5:.1f}" y="{at + _BAR - 4}">{value:,.{0 if value >= 100 else 2 if value < 10 else 1}f}</text>'
+                f'<text class="s" x="{_LEFT + scale.x(value) + 5:.1f}" y="{at + _BAR - 4}">{_rounded(value)}</text>'
             )
             at += _BAR
         at += _GAP
@@ -61,6 +61,10 @@ def _legend() -> Iterator[str]:
         x = _LEFT + number * 120
         yield f'<rect x="{x}" y="32" width="11" height="11" fill="{_COLOURS[name]}"/>'
         yield f'<text x="{x + 16}" y="42">{name}</text>'
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def _escaped(text: str) -> str:

@@ -216,7 +216,8 @@ def test_a_second_restore_keeps_what_the_first_one_did() -> None:
 
 
 def restored_again(found: Directory, *listed: Entry) -> Directory:
-    for line in (SnapshotStart("f", 2), *listed, Current("f", 2, "third")):
+    lines: list[FeedLine] = [SnapshotStart("f", 2), *listed, Current("f", 2, "third")]
+    for line in lines:
         found.apply(line)
     return found
 
