@@ -6,7 +6,8 @@ broker knows as revoked, then no other serials get in than those that were good 
 was revoked, nor what the service has made of it since, to which it is as good as any.
 
 An admin decides by another state (suspend, then resume, or revoke), by a new enrolment, or by revoking in the registry
-what is kept out here, as long as nothing unknown came of it.
+what is kept out here, as long as nothing unknown came of it. An enrolment is new if it has a higher epoch than was seen
+here: of a name that the backup has forgotten, or knows from before it was enrolled again, the first one may not.
 """
 
 from __future__ import annotations
