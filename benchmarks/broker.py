@@ -51,7 +51,7 @@ SCENARIOS: Mapping[str, Scenario] = {
 DEVICES: Mapping[str, int] = {
     "commands-1k": 1_000, "commands-5k": 5_000, "commands-10k": 10_000, "accept": 500, "memory": 1_000, "storm": 2_001
 }  # fmt: skip
-_FEWEST_DEVICES = 202
+FEWEST_DEVICES = 202
 _ONCE = ("commands-5k", "commands-10k", "memory", "storm")  # thousands of handshakes each: not repeated
 # amqtt as shipped: up to a thousand clients, and no more than it can carry.
 _NOT_AS_SHIPPED = ("commands-5k", "commands-10k", "paced-10k-0", "paced-10k-1")
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         if options.not_durable:
             _fleet.forget_all(home)
         _fleet.lift_rates(home)
-        fleet = Fleet.of(home, max(DEVICES.get(name, _FEWEST_DEVICES) for name in chosen))
+        fleet = Fleet.of(home, max(DEVICES.get(name, FEWEST_DEVICES) for name in chosen))
         outcomes: list[Outcome] = []
         for outcome in measured(fleet, chosen, options.brokers, size, repeats):
             outcomes.append(outcome)
