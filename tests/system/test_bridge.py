@@ -122,7 +122,7 @@ def test_a_wrong_password_is_said_at_once(fleet: LiveFleet, tmp_path: Path) -> N
 def test_who_begins_last_under_a_name_has_it(fleet: LiveFleet, tmp_path: Path) -> None:
     """Two bridges end each other's connection for ever, and the house flickers; nobody is told why."""
     second = Second(tmp_path)
-    with second.running() as listener, bridge_to(second, fleet) as first, connected(fleet, "pump-3") as device:
+    with second.running() as listener, bridge_to(second, fleet) as first, connected(fleet, "pump-4") as device:
         first.wait_for_line("^bridge: ready")
         with bridge_to(second, fleet) as last:
             last.wait_for_line("^bridge: ready")
@@ -134,5 +134,5 @@ def test_who_begins_last_under_a_name_has_it(fleet: LiveFleet, tmp_path: Path) -
             ended = next(at for at, line in enumerate(lines) if "bridge.offline" in line)
             last.wait_for_line("bridge.online", stream="stderr", after=ended)
             device.publish(1)
-            listener.wait_for_line(rf"^got 0 {ROOT}/devices/pump-3/load/n/sensor 1$")
+            listener.wait_for_line(rf"^got 0 {ROOT}/devices/pump-4/load/n/sensor 1$")
             assert 0 == last.stop()
