@@ -63,6 +63,7 @@ class Feed:
         self._look_ups: dict[Serial, asyncio.Task[None]] = {}
         self._look_up_slots = asyncio.Semaphore(_LOOK_UPS_AT_ONCE)
         self._http: aiohttp.ClientSession | None = None
+        self._failed = asyncio.Event()  # the next attempt to follow; then there is another for the one after it
 
     async def run(self) -> None:
         """Follow for ever, as a task: reconnect with full jitter, tell each new trouble once."""
@@ -77,6 +78,8 @@ class Feed:
                     trouble = _in_words(error)
                 finally:
                     self._follower.stream_ended()
+                    failed, self._failed = self._failed, asyncio.Event()
+                    failed.set()
                 if trouble != told:
                     _log.warning(event("directory.not_followed", reason=trouble))
                     told = trouble
@@ -129,8 +132,7 @@ class Feed:
 
     async def _look_up(self, http: aiohttp.ClientSession, serial: Serial) -> None:
         try:
-            async with asyncio.timeout(_LOOK_UP_SECONDS):
-                await self._follower.wait_in_step()
+            await self._wait_in_step()
             async with self._look_up_slots, asyncio.timeout(_LOOK_UP_SECONDS):
                 entry = await self._ask(http, serial)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, FleetError) as error:
@@ -138,6 +140,17 @@ class Feed:
             return
         if entry is not None:
             self._follower.take_found(entry)
+
+    async def _wait_in_step(self) -> None:
+        """Raises: Unreachable where the next attempt to follow fails: nobody is to wait for a service that is away."""
+        waits = [asyncio.ensure_future(each) for each in (self._follower.wait_in_step(), self._failed.wait())]
+        try:
+            await asyncio.wait(waits, timeout=_LOOK_UP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if not waits[0].done():
+                raise Unreachable("the directory is not followed")
+        finally:
+            for each in waits:
+                each.cancel()
 
     async def _ask(self, http: aiohttp.ClientSession, serial: Serial) -> Entry | None:
         query, context = {"serial": serial}, self._trust.context

@@ -104,6 +104,16 @@ def test_a_look_up_does_not_let_in_who_is_known_as_revoked(home: AdminHome, scri
         assert mqtt.ACCEPTED == answer_to(home, other, broker, "pump-08")
 
 
+def test_nobody_waits_for_a_service_that_is_away(home: AdminHome) -> None:
+    """Whoever is not listed would be kept at the door, and so would a broker's own start, which proves that one is."""
+    with start_broker(home) as broker:
+        with start_service(home):
+            wait_ready(broker)
+        broker.wait_for_line(r"directory\.not_followed", stream="stderr")
+        assert NOT_AUTHORIZED == answer_to(home, enrol(home, "pump-08"), broker, "pump-08")
+        broker.wait_for_line(r"directory\.look_up_failed .*the directory is not followed", stream="stderr")
+
+
 @pytest.mark.parametrize("damage", [b"", b'{"type": "ent', b"{}\n", b"x" * 70_000])
 def test_a_stream_that_breaks_is_followed_anew_from_where_it_was(
     home: AdminHome, script: Script, damage: bytes
