@@ -29,7 +29,7 @@ from enroll.nonces import Nonces, TooManySpent
 from enroll.outcomes import answer_of, asker_of, base64_answer
 from enroll.pacing import Pacer
 from enroll.rate_limit import RateLimit, Sparsely, network_of
-from enroll.registry import Registry, RegistryUnavailable, feed
+from enroll.registry import Begun, Registry, RegistryUnavailable, feed
 from enroll.registry import tokens as token_rows
 from enroll.service import (
     Enrolment,
@@ -165,7 +165,7 @@ def _json(value: object) -> EstResponse:
 
 @dataclass(slots=True)
 class EstApp:
-    """Answers requests. `handle` may block on the disk and is called from one thread at a time.
+    """Answers requests. Whatever of it handles some is called from one thread at a time.
 
     `clock` is the time of day in UTC, `monotonic` seconds that never jump, `brokers` the addresses to connect to.
     `is_pairing` lets devices ask without a token (DESIGN section 3); `recovery_grace` is how long after its end a
@@ -216,7 +216,7 @@ class EstApp:
         return self._fixed.get(request.path) if request.method == "GET" else None
 
     def handle_all(self, requests: Sequence[EstRequest]) -> list[EstResponse]:
-        """The answers to requests that came at about the same time; what they change is one commit.
+        """The answers to requests that came at about the same time; what they change is one commit. May block.
 
         A disk is asked to keep something once then, not once for each: a gateway's SD card does that 30 times a second.
         """
@@ -225,9 +225,20 @@ class EstApp:
         try:
             with self.registry.group():
                 return [self.handle(request) for request in requests]
-        except RegistryUnavailable as error:  # nothing of it was done, whatever was answered and logged above
-            _log.warning(event("group.undone", requests=len(requests), reason=error))
-            return [refusal(error) for _ in requests]
+        except RegistryUnavailable as error:
+            return self.undone(requests, error)
+
+    def begin_all(self, requests: Sequence[EstRequest]) -> Begun[list[EstResponse]] | None:
+        """As `handle_all`, but for the commit; None where it would have to wait for somebody else who writes.
+
+        Raises: RegistryUnavailable.
+        """
+        return self.registry.begin_group(lambda: [self.handle(request) for request in requests])
+
+    def undone(self, requests: Sequence[EstRequest], error: RegistryUnavailable) -> list[EstResponse]:
+        """The answers to what came to nothing with its commit, whatever `handle` answered and logged."""
+        _log.warning(event("group.undone", requests=len(requests), reason=error))
+        return [refusal(error) for _ in requests]
 
     def handle(self, request: EstRequest) -> EstResponse:
         """The answer to any request but the directory's stream."""

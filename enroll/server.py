@@ -65,7 +65,7 @@ class EnrollServer:
         self._limits = limits
         self._clock = clock
         self._listener = Listener(self._handle, limits, context)
-        self._worker = Worker(app.handle_all, limits.waiting_requests, self._listener.share)
+        self._worker = Worker(app, limits.waiting_requests, self._listener.share)
         self._open_requests = 0
         self._is_idle = asyncio.Event()
         self._is_idle.set()

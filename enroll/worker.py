@@ -1,45 +1,68 @@
-"""The one thread in which requests are answered, those that came at about the same time together.
+"""Answers requests, those that came at about the same time together, and keeps the loop from waiting for the disk.
 
-What comes while it works is its next batch. How many wait is bounded, of all and of one holder: whoever floods it is
-told that it is busy, and the others are not.
+What is computed is computed on the loop: to hand it to a thread and back costs more than the loop gains while one of
+the two holds the interpreter. A thread does what may wait: the commit, unless the disk is quick, and a whole batch
+while another process writes. What comes in the meantime is the next batch. How many wait is bounded, of all and of one
+holder: whoever floods the service is told that it is busy, and the others are not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from queue import SimpleQueue
 from threading import Thread
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, ParamSpec, Protocol, TypeVar
 
-from enroll.registry import RegistryUnavailable
+from enroll.registry import Begun, RegistryUnavailable
 from enroll.slots import Holder
 from fleet.est import EstRequest, EstResponse
 
 _BATCH: Final = 16
+_QUICK_SECONDS: Final = 0.005
+"""How long the last commit may have taken for the next one to be waited for where it was made."""
 _Asked = tuple[EstRequest, asyncio.Future[EstResponse]]
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
+class Desk(Protocol):
+    """What answers requests, on one thread at a time; `begin_all`, and `undone` behind it, without waiting."""
+
+    def handle_all(self, requests: Sequence[EstRequest]) -> list[EstResponse]: ...
+
+    def begin_all(self, requests: Sequence[EstRequest]) -> Begun[list[EstResponse]] | None: ...
+
+    def undone(self, requests: Sequence[EstRequest], error: RegistryUnavailable) -> list[EstResponse]: ...
+
+
 class Worker:
-    """Answers with `answer_all`. To be used from one event loop."""
+    """Answers with `desk`. To be used from one event loop. `seconds` is a clock that never jumps."""
 
     def __init__(
-        self, answer_all: Callable[[list[EstRequest]], list[EstResponse]], limit: int, share: Callable[[Holder], int]
+        self,
+        desk: Desk,
+        limit: int,
+        share: Callable[[Holder], int],
+        seconds: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._answer_all = answer_all
+        self._desk = desk
         self._limit = limit
         self._share = share
+        self._seconds = seconds
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = Thread(target=self._run, name="enroll", daemon=True)  # nobody closes what did not start
         self._thread.start()
         self._asked: deque[_Asked] = deque()
         self._waiting = Counter[Holder]()
         self._is_working = False
+        self._calls = 0
+        self._commit_seconds = math.inf  # of the last one
 
     async def answer(self, request: EstRequest, holder: Holder) -> EstResponse:
         """The answer to one request of `holder`. Raises: RegistryUnavailable (too many wait already)."""
@@ -59,15 +82,19 @@ class Worker:
                 del self._waiting[holder]
 
     async def call(self, function: Callable[_P, _T], *args: _P.args, **kw: _P.kwargs) -> _T:
-        """Call `function` between two batches."""
+        """Call `function` in the thread, between two batches."""
         outcome: Future[_T] = Future()
+        loop = asyncio.get_running_loop()
 
         def job() -> None:
             try:
                 outcome.set_result(function(*args, **kw))
             except BaseException as error:  # whoever asked has to hear of it
                 outcome.set_exception(error)
+            finally:
+                loop.call_soon_threadsafe(self._called)
 
+        self._calls += 1
         self._jobs.put(job)
         return await asyncio.wrap_future(outcome)
 
@@ -76,24 +103,62 @@ class Worker:
         self._jobs.put(None)
         self._thread.join()
 
+    def _called(self) -> None:
+        self._calls -= 1
+
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
 
     def _begin_batch(self) -> None:
+        """Answer who asks by the end of this turn of the loop."""
+        asyncio.get_running_loop().call_soon(self._answer_batch)
+
+    def _answer_batch(self) -> None:
         batch = [self._asked.popleft() for _ in range(min(len(self._asked), _BATCH))]
-        self._jobs.put(partial(self._work, batch, asyncio.get_running_loop()))
-
-    def _work(self, batch: list[_Asked], loop: asyncio.AbstractEventLoop) -> None:
-        """In the thread. A batch is handed over, there and back, without an executor's locks and futures."""
-        answers: list[EstResponse] | BaseException
+        requests = [request for request, _ in batch]
+        begun = None
         try:
-            answers = self._answer_all([request for request, _ in batch])
-        except BaseException as error:
-            answers = error
-        loop.call_soon_threadsafe(self._end_batch, batch, answers)
+            if not self._calls:
+                begun = self._desk.begin_all(requests)
+        except RegistryUnavailable as error:
+            self._end_batch(batch, self._desk.undone(requests, error))
+        except Exception as error:
+            self._end_batch(batch, error)
+        else:
+            if begun is None:
+                self._hand_over(batch, partial(self._desk.handle_all, requests))
+            elif begun.has_changes and self._commit_seconds > _QUICK_SECONDS:
+                self._hand_over(batch, partial(self._committed, requests, begun))
+            else:
+                self._end_batch(batch, self._committed(requests, begun))
 
-    def _end_batch(self, batch: list[_Asked], answers: list[EstResponse] | BaseException) -> None:
+    def _committed(self, requests: Sequence[EstRequest], begun: Begun[list[EstResponse]]) -> list[EstResponse]:
+        began = self._seconds()
+        try:
+            begun.commit()
+        except RegistryUnavailable as error:
+            return self._desk.undone(requests, error)
+        finally:
+            if begun.has_changes:
+                self._commit_seconds = self._seconds() - began
+        return begun.outcome
+
+    def _hand_over(self, batch: Sequence[_Asked], work: Callable[[], list[EstResponse]]) -> None:
+        """Have the thread do the rest: there and back without an executor's locks and futures."""
+        loop = asyncio.get_running_loop()
+
+        def job() -> None:
+            answers: list[EstResponse] | BaseException
+            try:
+                answers = work()
+            except BaseException as error:
+                answers = error
+            loop.call_soon_threadsafe(self._end_batch, batch, answers)
+
+        self._jobs.put(job)
+
+    def _end_batch(self, batch: Sequence[_Asked], answers: list[EstResponse] | BaseException) -> None:
         for number, (_, answer) in enumerate(batch):
             if answer.done():
                 continue  # its connection is gone

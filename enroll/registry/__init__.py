@@ -6,6 +6,6 @@
 
 from sqlalchemy import Connection as Transaction
 
-from enroll.registry.database import Registry, RegistryFull, RegistryUnavailable
+from enroll.registry.database import Begun, Registry, RegistryFull, RegistryUnavailable
 
-__all__ = ["Registry", "RegistryFull", "RegistryUnavailable", "Transaction"]
+__all__ = ["Begun", "Registry", "RegistryFull", "RegistryUnavailable", "Transaction"]

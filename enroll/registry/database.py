@@ -7,9 +7,10 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Final, Generic, Self, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -35,6 +36,26 @@ class RegistryFull(RegistryUnavailable):
     """It cannot be written because there is no room for it."""
 
 
+class RegistryBusy(RegistryUnavailable):
+    """Somebody else is writing, and that for longer than was to be waited."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun(Generic[_T]):
+    """What a group of transactions came to, but for its commit."""
+
+    outcome: _T
+    has_changes: bool
+    _rest: ExitStack
+
+    def commit(self) -> None:
+        """On disk when this returns, which may take long; else nothing of it was done. From any thread, once.
+
+        Raises: RegistryUnavailable.
+        """
+        self._rest.close()
+
+
 class Registry:
     """The registry at one database. Safe to use from several threads: each transaction has its own connection."""
 
@@ -42,6 +63,7 @@ class Registry:
         self._engine = engine
         self.reserve = reserve
         self._idle: deque[Connection] = deque()
+        self._hasty: deque[Connection] = deque()
         self._shared = threading.local()
 
     @classmethod
@@ -83,8 +105,9 @@ class Registry:
 
     def close(self) -> None:
         """Close every connection; no transaction may be open."""
-        while self._idle:
-            self._idle.pop().close()
+        for idle in (self._idle, self._hasty):
+            while idle:
+                idle.pop().close()
 
     def read(self) -> AbstractContextManager[Connection]:
         """A transaction that sees one state throughout and changes nothing. Raises: RegistryUnavailable."""
@@ -96,20 +119,40 @@ class Registry:
 
         If the commit fails, nothing of any of them was done. Raises: RegistryUnavailable.
         """
-        with self._transaction("BEGIN IMMEDIATE") as connection:
-            self._shared.connection = connection
+        with self._transaction("BEGIN IMMEDIATE") as connection, self._sharing(connection):
+            yield
+
+    def begin_group(self, work: Callable[[], _T]) -> Begun[_T] | None:
+        """Do `work`, whose writes are a `group`, up to the commit. None, and nothing was done, if others are writing.
+
+        Unlike every other way to write it waits for nobody, and for no disk but to read. Whoever may wait commits.
+        Raises: what `work` raises, RegistryUnavailable.
+        """
+        with ExitStack() as rest:
             try:
-                yield
-            finally:
-                self._shared.connection = None
+                connection = rest.enter_context(self._transaction("BEGIN IMMEDIATE", is_hasty=True))
+            except RegistryBusy:
+                return None
+            with self._sharing(connection) as group:
+                outcome = work()
+            return Begun(outcome, group.has_changes, rest.pop_all())
+
+    @contextmanager
+    def _sharing(self, connection: Connection) -> Iterator[_Group]:
+        """While this lasts, whatever this thread writes is written within the transaction of `connection`."""
+        self._shared.group = group = _Group(connection)
+        try:
+            yield group
+        finally:
+            self._shared.group = None
 
     def write(self) -> AbstractContextManager[Connection]:
         """A transaction, the only one that writes while it lasts: committed and on disk at exit, or without a trace.
 
         Within `group` it is on disk at the group's exit. Raises: RegistryUnavailable.
         """
-        shared: Connection | None = getattr(self._shared, "connection", None)
-        return self._transaction("BEGIN IMMEDIATE") if shared is None else _savepoint(shared)
+        group: _Group | None = getattr(self._shared, "group", None)
+        return self._transaction("BEGIN IMMEDIATE") if group is None else group.member()
 
     def urgently(self, work: Callable[[Connection], _T]) -> _T:
         """What `work` gives, in a `write`. Where the disk is full the reserve is given up for it, as far as need be.
@@ -129,9 +172,13 @@ class Registry:
             self.reserve.take_back(size)
 
     @contextmanager
-    def _transaction(self, begin: str) -> Iterator[Connection]:
+    def _transaction(self, begin: str, *, is_hasty: bool = False) -> Iterator[Connection]:
+        idle = self._hasty if is_hasty else self._idle
         try:
-            connection = self._connection()
+            try:
+                connection = idle.pop()
+            except IndexError:
+                connection = self._connect(is_hasty=is_hasty)
             driver = connection.connection.cursor()
             try:
                 driver.execute(begin)
@@ -141,21 +188,23 @@ class Registry:
                 connection.connection.rollback()  # nothing, if the database did so itself
                 raise
             finally:
-                self._idle.append(connection)
+                idle.append(connection)
         except (exc.DatabaseError, sqlite3.DatabaseError) as error:  # `Statement` runs on the driver's own cursor
             explained = _explained(error.orig if isinstance(error, exc.DatabaseError) else error)
             if explained is None:
                 raise
             raise explained from error
 
-    def _connection(self) -> Connection:
-        """One that nobody uses. They stay open: SQLAlchemy's own way to lend one, and to begin, takes 30 us."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            connection = self._engine.connect()
-            connection.begin()  # as SQLAlchemy and Alembic see it, for ever: they begin and end none of their own
-            return connection
+    def _connect(self, *, is_hasty: bool) -> Connection:
+        """A new one, to stay open: SQLAlchemy's own way to lend one, and to begin, takes 30 us.
+
+        `is_hasty`: it does not wait for another one that writes.
+        """
+        connection = self._engine.connect()
+        connection.begin()  # as SQLAlchemy and Alembic see it, for ever: they begin and end none of their own
+        if is_hasty:
+            connection.connection.cursor().execute("PRAGMA busy_timeout=0")
+        return connection
 
     def commit_mark(self) -> CommitMark:
         """A new mark that tells of every later commit; close it."""
@@ -215,17 +264,45 @@ def _upgrade(connection: Connection, revision: str = "head") -> None:
     command.upgrade(config, revision)
 
 
-@contextmanager
-def _savepoint(connection: Connection) -> Iterator[Connection]:
-    cursor = connection.connection.cursor()
-    cursor.execute("SAVEPOINT one")
-    try:
-        yield connection
-    except BaseException:
-        cursor.execute("ROLLBACK TO one")
-        cursor.execute("RELEASE one")
-        raise
-    cursor.execute("RELEASE one")
+class _Group:
+    """Transactions that are parts of one, each of which fails alone."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        self._driver = driver
+        self._unchanged = driver.total_changes
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether there is anything to commit."""
+        return bool(self._driver.total_changes != self._unchanged)
+
+    @contextmanager
+    def member(self) -> Iterator[Connection]:
+        """One of them. The first that changes something needs no savepoint: if it fails, the group begins anew.
+
+        Raises: RegistryUnavailable once the database, or a failure here, has ended the group.
+        """
+        if not self._driver.in_transaction:
+            raise RegistryUnavailable("what was to be written together came to nothing", hint="try again in a moment")
+        execute, has_savepoint = self._driver.cursor().execute, self.has_changes
+        if has_savepoint:
+            execute("SAVEPOINT one")
+        try:
+            yield self._connection
+        except BaseException:
+            if has_savepoint:
+                execute("ROLLBACK TO one")
+                execute("RELEASE one")
+            elif self.has_changes:
+                execute("ROLLBACK")
+                execute("BEGIN IMMEDIATE")
+                self._unchanged = self._driver.total_changes
+            raise
+        if has_savepoint:
+            execute("RELEASE one")
 
 
 def _explained(error: BaseException | None) -> FleetError | None:
@@ -238,5 +315,5 @@ def _explained(error: BaseException | None) -> FleetError | None:
     if any(sign in text for sign in _FULL):
         return RegistryFull(f"the registry cannot be written: {text}", hint="free space on its disk")
     if any(sign in text for sign in _BUSY):
-        return RegistryUnavailable(f"the registry is in use: {text}", hint="try again in a moment")
+        return RegistryBusy(f"the registry is in use: {text}", hint="try again in a moment")
     return RegistryUnavailable(f"the registry cannot be used: {text}", hint="check its disk and its file permissions")

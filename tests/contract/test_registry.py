@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from enroll import audit, authority, service
 from enroll.authority import Authority
-from enroll.registry import Registry, feed, identity, log
+from enroll.registry import Registry, RegistryUnavailable, feed, identity, log
 from enroll.registry import tokens as token_rows
 from enroll.registry.records import Approval, Intent, PrincipalRecord, TokenRecord
 from enroll.service import Asker, Enrolment, Issued, NotAdmitted, NotAllowed, Recovery, TooManyWaiting
@@ -140,6 +140,84 @@ def test_a_group_that_fails_leaves_nothing(registry: Registry) -> None:
         fail()
     with registry.write() as transaction:  # and the next transaction is one of its own again
         assert [] == identity.list_principals(transaction)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_whoever_fails_in_a_group_takes_nothing_along(registry: Registry, is_first: bool) -> None:
+    """One disk error for one device, and the others of its batch have no certificate, or it has half of one."""
+
+    def add(name: str) -> None:
+        with registry.write() as transaction:
+            identity.add_principal(transaction, principal(DeviceId(name)))
+            if name == "failing":
+                raise RuntimeError
+
+    with registry.group():
+        if not is_first:
+            add("before")
+        with pytest.raises(RuntimeError):
+            add("failing")
+        add("after")
+    with registry.read() as transaction:
+        found = [record.id for record in identity.list_principals(transaction)]
+    assert ["after", "before"][: 2 - is_first] == found
+
+
+def test_a_group_that_the_database_ended_writes_nothing_more(registry: Registry) -> None:
+    """A full disk ends a transaction, and what follows in it is kept piece by piece."""
+
+    def add() -> None:
+        with registry.write() as transaction:
+            identity.add_principal(transaction, principal())
+            transaction.connection.rollback()  # as SQLite does by itself
+
+    def add_twice() -> None:
+        with registry.group():
+            add()
+            add()
+
+    with pytest.raises(RegistryUnavailable):
+        add_twice()
+    with registry.read() as transaction:
+        assert [] == identity.list_principals(transaction)
+
+
+def test_what_was_begun_is_there_once_somebody_has_committed_it(registry: Registry) -> None:
+    """An answer is true before it is on disk, or never; or what was begun keeps everybody else out for ever."""
+
+    def add() -> str:
+        with registry.write() as transaction:
+            identity.add_principal(transaction, principal())
+        return "added"
+
+    begun = registry.begin_group(add)
+    assert begun is not None
+    assert ("added", True) == (begun.outcome, begun.has_changes)
+    with registry.read() as transaction:
+        assert [] == identity.list_principals(transaction)
+    assert registry.begin_group(add) is None  # somebody else is writing
+    with ThreadPoolExecutor(1) as another:
+        another.submit(begun.commit).result()
+    with registry.write() as transaction:
+        assert [principal()] == identity.list_principals(transaction)
+
+
+def test_what_fails_before_its_commit_leaves_nothing(registry: Registry) -> None:
+    """A mistake of ours in one answer keeps the registry locked, or half of what it did."""
+
+    def fail() -> None:
+        with registry.write() as transaction:
+            identity.add_principal(transaction, principal())
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        registry.begin_group(fail)
+    with registry.write() as transaction:
+        assert [] == identity.list_principals(transaction)
+    begun = registry.begin_group(lambda: None)
+    assert begun is not None
+    assert not begun.has_changes
+    begun.commit()
 
 
 def test_what_was_committed_is_there_when_opened_again(factory: RegistryFactory, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from enroll.service import jobs
 from fleet.identity import DeviceId
 from fleet.messages import ResultState
 from tests.faults.cutting import Point
-from tests.faults.service_cut import CALLS, Office, office, points_of
+from tests.faults.service_cut import CALLS, Office, all_points, numbered, office
 from tests.processes import Program
 from tests.system.brokers import enrol
 from tests.system.workers import Worker, at_work
@@ -106,11 +106,11 @@ def site(folder: Path) -> Iterator[Site]:
 
 
 def points(at: Site) -> list[Point]:
-    """Every call of the thread that drives jobs, from the beginning of one to its end."""
+    """Every call from the beginning of one to its end."""
     with at.traced():
         job = at.run_job()
     check(at, job)
-    return points_of(at.office.log)
+    return all_points(numbered(at.office.log))
 
 
 def cut(at: Site, point: Point) -> None:

@@ -126,17 +126,13 @@ def office(folder: Path) -> Iterator[Office]:
         assert "Traceback" not in broker.stderr
 
 
-def points_of(path: Path) -> list[Point]:
-    """The calls of the thread that writes, as strace counts them: each thread and name for itself."""
-    calls = calls_of(path)
-    threads = Counter(call.thread for call in calls if call.name == "pwrite64")
-    thread, _ = threads.most_common(1)[0]
-    counts, points = Counter[str](), []
-    for call in calls:
-        if call.thread == thread:
-            counts[call.name] += 1
-            points.append(Point(call.name, counts[call.name]))
-    return points
+def numbered(path: Path) -> list[tuple[int, Point]]:
+    """Each call with its thread, as strace counts them: each thread and name for itself."""
+    counts, found = Counter[tuple[int, str]](), []
+    for call in calls_of(path):
+        counts[call.thread, call.name] += 1
+        found.append((call.thread, Point(call.name, counts[call.thread, call.name])))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +162,18 @@ def veteran(at: Office) -> Device:
     return Device(device.home, lambda: run("device-agent", "renew", "--home", device.home.path))
 
 
-Choice = Callable[[list[Point]], list[Point]]
+Choice = Callable[[list[tuple[int, Point]]], list[Point]]
 
 
-def around_the_commit(points: list[Point]) -> list[Point]:
+def all_points(calls: list[tuple[int, Point]]) -> list[Point]:
+    """Each place to kill at: the thread that is the first to come that far is hit."""
+    return list(dict.fromkeys(point for _, point in calls))
+
+
+def around_the_commit(calls: list[tuple[int, Point]]) -> list[Point]:
     """Amid the writes of the first commit, and behind them: what was written outlives the process unsynced."""
+    first = next(thread for thread, point in calls if point.name == "fdatasync")
+    points = [point for thread, point in calls if thread == first]
     names = [point.name for point in points]
     sync = next(at for at, name in enumerate(names) if name == "fdatasync" and names[at + 1] == "fcntl")
     begin = max(at for at, name in enumerate(names[:sync]) if name != "pwrite64")
@@ -183,7 +186,7 @@ def cut(at: Office, make: Callable[[Office], Device], certificates: int, chosen:
     with at.serving():
         device.ask().check()
         check(at, device, certificates)
-    for point in chosen(points_of(at.log)):
+    for point in chosen(numbered(at.log)):
         _cut(at, make(at), certificates, point)
 
 
@@ -240,7 +243,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     for what, make, certificates in (("enrolments", newcomer, 1), ("renewals", veteran, 2)):
         with tempfile.TemporaryDirectory() as folder, office(Path(folder)) as at:
-            cut(at, make, certificates, lambda points: points[:: options.step])
+            cut(at, make, certificates, lambda calls: all_points(calls)[:: options.step])
             print(
                 f"{what}: killed {at.count} times, {at.repeated} of them behind the commit: "
                 "0 devices lost, 0 tokens lost, 0 certified twice",

@@ -101,6 +101,10 @@ def test_what_is_asked_for_is_answered(tmp_path: Path, request_: bytes, status: 
     run(tmp_path, steps, linger=SHORT)
 
 
+def without_date(lines: bytes) -> list[bytes]:
+    return sorted(line for line in lines.split(b"\r\n") if not line.startswith(b"Date: "))
+
+
 def test_head_is_get_without_its_body(tmp_path: Path) -> None:
     """A cache takes the length of nothing for the length of the list."""
 
@@ -108,7 +112,7 @@ def test_head_is_get_without_its_body(tmp_path: Path) -> None:
         full, bare = await ask(address, head("GET", "/crl/1.crl")), await ask(address, head("HEAD", "/crl/1.crl"))
         lines, _, body = full.partition(b"\r\n\r\n")
         assert f"Content-Length: {len(body)}".encode() in lines
-        assert sorted(lines.split(b"\r\n")) == sorted(bare.removesuffix(b"\r\n\r\n").split(b"\r\n"))
+        assert without_date(lines) == without_date(bare.removesuffix(b"\r\n\r\n"))
 
     run(tmp_path, steps)
 

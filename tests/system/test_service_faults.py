@@ -26,5 +26,5 @@ def test_a_service_killed_while_a_device_enrols_loses_no_token(at: Office) -> No
 def test_a_service_killed_behind_the_commit_of_a_renewal_certifies_nothing_twice(at: Office) -> None:
     """The key that asks again would be another device's, and the lineage would fork."""
     killed, repeated = at.count, at.repeated
-    cut(at, veteran, 2, lambda points: around_the_commit(points)[-1:])
+    cut(at, veteran, 2, lambda calls: around_the_commit(calls)[-1:])
     assert (killed + 1, repeated + 1) == (at.count, at.repeated)
