@@ -90,7 +90,7 @@ class Recovering:
             raise NotRenewed(problem_of(Failure(Cause.LOCAL, self.peer, str(error)), self.device)) from error
         nonce = self._nonce()
         said = recovery.statement(used.public_bytes(Encoding.DER), nonce, csr)
-        claim = recovery.Claim(pki.serial_of(used), nonce, csr, recovery.sign(key, said))
+        claim = recovery.Claim(pki.serial_of(used), nonce, csr, pki.sign(key, said))
         headers = {"Content-Type": recovery.MEDIA_TYPE, "Accept": est.PKCS7, **self.says}
         return self.send(Request(self.url, recovery.RECOVER, "POST", headers, claim.encode()))
 

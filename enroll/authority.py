@@ -50,9 +50,9 @@ class NewAuthority:
     """An authority with the keys that its files are written from."""
 
     authority: Authority
-    root_key: keys.PrivateKey
-    devices_key: keys.PrivateKey
-    servers_key: keys.PrivateKey
+    root_key: pki.PrivateKey
+    devices_key: pki.PrivateKey
+    servers_key: pki.PrivateKey
 
 
 def create(domain: TrustDomain, crl_url: str, *, now: datetime, token_bytes: TokenBytes) -> NewAuthority:
@@ -61,7 +61,7 @@ def create(domain: TrustDomain, crl_url: str, *, now: datetime, token_bytes: Tok
     root_signer = keys.KeySigner(root_key)
     root = issuing.issue_root(root_signer, _common_name(domain, "root"), serial=_serial(token_bytes), now=now)
 
-    def issuing_ca(name: str, profile: pki.Profile, key: keys.PrivateKey) -> Issuer:
+    def issuing_ca(name: str, profile: pki.Profile, key: pki.PrivateKey) -> Issuer:
         signer = keys.KeySigner(key)
         certificate = issuing.issue_ca(
             profile,

@@ -13,6 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import NameOID
 
 from enroll.keys import Signer
+from enroll.leaf import Form, Leaf
 from fleet import pki
 from fleet.errors import FleetError, InvalidInput
 from fleet.identity import Principal, Server, Signatory, TrustDomain, principal_uri, server_uri, signatory_uri
@@ -76,8 +77,8 @@ class Issuer:
         self.certificate = certificate
         self._signer = signer
         self._crl_url = crl_url.rstrip("/")
-        self._authority_key = authority_key(certificate)
-        self._alike: dict[Profile, x509.CertificateBuilder] = {}
+        self._public_key = pki.check_public_key(certificate.public_key())
+        self._forms: dict[Profile, Form] = {}
 
     def issue(
         self,
@@ -95,20 +96,30 @@ class Issuer:
         Raises: IssuerEnding, Misissued.
         """
         self._check_remaining(profile, now)
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names.common_name)])
-        builder = _valid(self._begun(profile), self.certificate, profile, now, life or profile.life)
-        builder = builder.subject_name(subject).public_key(key).serial_number(serial)
-        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        builder = builder.add_extension(x509.SubjectAlternativeName(names.alternatives), critical=False)
-        builder = builder.add_extension(_distribution_point(self.crl_url(shard)), critical=False)
-        return checked(self._signer.sign(builder), profile, self.certificate)
+        leaf = Leaf(
+            x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names.common_name)]),
+            key,
+            serial,
+            *_validity(self.certificate, profile, now, life or profile.life),
+            x509.SubjectAlternativeName(names.alternatives),
+            _distribution_points(self.crl_url(shard)),
+        )
+        form = self._forms.get(profile)
+        if form is not None:
+            return self._filled(form, leaf)
+        builder = _of_profile(profile).issuer_name(self.certificate.subject)
+        builder = builder.add_extension(authority_key(self.certificate), critical=False)
+        first = checked(self._signer.sign(leaf.built(builder)), profile, self.certificate)
+        self._forms[profile] = Form(first)
+        return first
 
-    def _begun(self, profile: Profile) -> x509.CertificateBuilder:
-        """What all leaves of a profile have alike; built once."""
-        if profile not in self._alike:
-            builder = _of_profile(profile).issuer_name(self.certificate.subject)
-            self._alike[profile] = builder.add_extension(self._authority_key, critical=False)
-        return self._alike[profile]
+    def _filled(self, form: Form, leaf: Leaf) -> x509.Certificate:
+        """A certificate like the one that was checked; what differs was checked by whoever asks, or comes from here."""
+        to_be_signed = form.to_be_signed(leaf)
+        signature = self._signer.sign_bytes(to_be_signed)
+        if not pki.is_signed(self._public_key, to_be_signed, signature):
+            raise _not_verified()
+        return form.signed(to_be_signed, signature)
 
     def crl_url(self, shard: int) -> str:
         """Where the CRL of a shard is: what its certificates say, and the CRL itself."""
@@ -127,7 +138,7 @@ class Issuer:
 
 
 @lru_cache(maxsize=4)  # the shard that is being filled, and the servers'
-def _distribution_point(url: str) -> x509.CRLDistributionPoints:
+def _distribution_points(url: str) -> x509.CRLDistributionPoints:
     return x509.CRLDistributionPoints([x509.DistributionPoint([x509.UniformResourceIdentifier(url)], None, None, None)])
 
 
@@ -172,7 +183,8 @@ def _issue_ca(
     now: datetime,
 ) -> x509.Certificate:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-    builder = _valid(_of_profile(profile), parent, profile, now, profile.life)
+    begin, end = _validity(parent, profile, now, profile.life)
+    builder = _of_profile(profile).not_valid_before(begin).not_valid_after(end)
     builder = builder.subject_name(subject).public_key(key).serial_number(serial)
     builder = builder.issuer_name(parent.subject if parent else subject)
     builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
@@ -194,17 +206,17 @@ def check_lives(lives: Mapping[str, timedelta]) -> None:
             )
 
 
-def _valid(
-    builder: x509.CertificateBuilder, issuer: x509.Certificate | None, profile: Profile, now: datetime, life: timedelta
-) -> x509.CertificateBuilder:
-    """The builder with the validity set: life counts from issuance, and lies within the issuer's."""
+def _validity(
+    issuer: x509.Certificate | None, profile: Profile, now: datetime, life: timedelta
+) -> tuple[datetime, datetime]:
+    """When a certificate begins and ends: life counts from issuance, and lies within the issuer's."""
     if not profile.min_life <= life <= profile.max_life:
         raise FleetError(f"a {profile.name} certificate lives {profile.min_life} to {profile.max_life}, not {life}")
     begin, end = now - profile.backdate_of(life), now + life
     if issuer is not None:
         begin = max(begin, issuer.not_valid_before_utc)
         end = min(end, issuer.not_valid_after_utc)
-    return builder.not_valid_before(begin.replace(microsecond=0)).not_valid_after(end.replace(microsecond=0))
+    return begin.replace(microsecond=0), end.replace(microsecond=0)
 
 
 def checked(certificate: x509.Certificate, profile: Profile, issuer: x509.Certificate) -> x509.Certificate:
@@ -212,10 +224,14 @@ def checked(certificate: x509.Certificate, profile: Profile, issuer: x509.Certif
     try:
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature) as error:
-        raise Misissued("what was signed does not verify", hint="the CA's key and certificate do not fit") from error
+        raise _not_verified() from error
     if problems := pki.violations(certificate, profile):
         raise Misissued(f"what was signed is not of profile {profile.name}: {'; '.join(problems)}")
     return certificate
+
+
+def _not_verified() -> Misissued:
+    return Misissued("what was signed does not verify", hint="the CA's key and certificate do not fit")
 
 
 def authority_key(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:

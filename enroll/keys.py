@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from fleet import pki
 from fleet.errors import Denied, FleetError, NotFound
-from fleet.pki import PublicKey, check_public_key
+from fleet.pki import PrivateKey, PublicKey, check_public_key
 
-PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -35,6 +35,9 @@ class Signer(Protocol):
 
     def sign(self, builder: x509.CertificateBuilder) -> x509.Certificate:
         """The certificate in `builder`, signed."""
+
+    def sign_bytes(self, data: bytes) -> bytes:
+        """A signature over `data`, with the algorithm of `sign`."""
 
     def sign_crl(self, builder: x509.CertificateRevocationListBuilder) -> x509.CertificateRevocationList:
         """The list in `builder`, signed."""
@@ -54,6 +57,9 @@ class KeySigner:
 
     def sign(self, builder: x509.CertificateBuilder) -> x509.Certificate:
         return builder.sign(self._key, self._algorithm)
+
+    def sign_bytes(self, data: bytes) -> bytes:
+        return pki.sign(self._key, data)
 
     def sign_crl(self, builder: x509.CertificateRevocationListBuilder) -> x509.CertificateRevocationList:
         return builder.sign(self._key, self._algorithm)

@@ -12,14 +12,18 @@ from datetime import timedelta
 from typing import TypeVar, cast
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from fleet.errors import FleetError
 from fleet.identity import DeviceId, InvalidDeviceId, Serial
 
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
+_ECDSA = ec.ECDSA(hashes.SHA256())
 _CURVES = ("secp256r1", "secp384r1")
 _MIN_RSA_BITS = 2048
 _MAX_RSA_BITS = 4096
@@ -98,6 +102,32 @@ def check_public_key(key: object) -> PublicKey:
         case _:
             found = f"a key of kind {type(key).__name__.removesuffix('PublicKey')}"
     raise WeakKey(f"{found} is not accepted", hint="use P-256, P-384, Ed25519, or RSA of 2048 to 4096 bits")
+
+
+def sign(key: PrivateKey, data: bytes) -> bytes:
+    """A signature that `is_signed` takes: ECDSA or PKCS#1 v1.5 with SHA-256, or Ed25519."""
+    match key:
+        case ec.EllipticCurvePrivateKey():
+            return key.sign(data, _ECDSA)
+        case ed25519.Ed25519PrivateKey():
+            return key.sign(data)
+        case _:
+            return key.sign(data, padding.PKCS1v15(), hashes.SHA256())
+
+
+def is_signed(key: PublicKey, data: bytes, signature: bytes) -> bool:
+    """Whether the holder of `key` has signed it."""
+    try:
+        match key:
+            case ec.EllipticCurvePublicKey():
+                key.verify(signature, data, _ECDSA)
+            case ed25519.Ed25519PublicKey():
+                key.verify(signature, data)
+            case _:
+                key.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())
+    except InvalidSignature:
+        return False
+    return True
 
 
 def spki(key: PublicKey) -> bytes:

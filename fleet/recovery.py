@@ -20,14 +20,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-
 from fleet import messages
 from fleet.errors import InvalidInput
 from fleet.identity import Serial
-from fleet.pki import PublicKey
 
 NONCE: Final = "/v1/recover/nonce"
 RECOVER: Final = "/v1/recover"
@@ -90,32 +85,6 @@ def statement(certificate: bytes, nonce: str, csr: bytes) -> bytes:
     """What the expired certificate's key signs; `certificate` and `csr` are DER."""
     hashed = (hashlib.sha256(certificate).hexdigest(), nonce, hashlib.sha256(csr).hexdigest())
     return "\n".join((_LABEL, *hashed)).encode("ascii")
-
-
-def sign(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey, said: bytes) -> bytes:
-    """A signature that `is_signed` takes: ECDSA or PKCS#1 v1.5 with SHA-256, or Ed25519."""
-    match key:
-        case ec.EllipticCurvePrivateKey():
-            return key.sign(said, ec.ECDSA(hashes.SHA256()))
-        case ed25519.Ed25519PrivateKey():
-            return key.sign(said)
-        case _:
-            return key.sign(said, padding.PKCS1v15(), hashes.SHA256())
-
-
-def is_signed(key: PublicKey, said: bytes, signature: bytes) -> bool:
-    """Whether the holder of `key` has signed it."""
-    try:
-        match key:
-            case ec.EllipticCurvePublicKey():
-                key.verify(signature, said, ec.ECDSA(hashes.SHA256()))
-            case ed25519.Ed25519PublicKey():
-                key.verify(signature, said)
-            case _:
-                key.verify(signature, said, padding.PKCS1v15(), hashes.SHA256())
-    except InvalidSignature:
-        return False
-    return True
 
 
 def _object(body: bytes) -> messages.JsonObject:

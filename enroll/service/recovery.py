@@ -43,7 +43,7 @@ def check_proof(registry: Registry, claim: Claim) -> CertificateRecord:
     if found is None or found.principal is None:
         raise refused
     key = pki.check_public_key(x509.load_der_x509_certificate(found.der).public_key())
-    if not recovery.is_signed(key, recovery.statement(found.der, claim.nonce, claim.csr), claim.signature):
+    if not pki.is_signed(key, recovery.statement(found.der, claim.nonce, claim.csr), claim.signature):
         raise refused
     return found
 

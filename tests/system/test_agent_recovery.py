@@ -67,7 +67,7 @@ def post(fleet: LiveFleet, home: AgentHome, folder: Path, device: str) -> tuple[
     csr = est.build_csr(credentials.load_key(credentials.new_key_pem()), DeviceId(device))
     with Service(fleet.home, fleet.service, service_address(fleet)[1]).connection() as connection:
         nonce = recovery.decode_nonce(connection.ask(f"GET {recovery.NONCE} HTTP/1.1")[1])
-        signature = recovery.sign(key, recovery.statement(used.public_bytes(Encoding.DER), nonce, csr))
+        signature = pki.sign(key, recovery.statement(used.public_bytes(Encoding.DER), nonce, csr))
         body = recovery.Claim(pki.serial_of(used), nonce, csr, signature).encode()
         head = f"POST {recovery.RECOVER} HTTP/1.1\r\nContent-Type: {recovery.MEDIA_TYPE}"
         return connection.ask(f"{head}\r\nContent-Length: {len(body)}", body)

@@ -70,7 +70,7 @@ class Sleeper:
         request = changes.get("csr") or csr(changes.get("device", self.device), changes.get("next_key", self.next_key))
         nonce = changes.get("nonce") or nonce_of(self.office)
         said = recovery.statement(changes.get("certificate", der), nonce, request)
-        signature = recovery.sign(changes.get("key", self.key), said)
+        signature = pki.sign(changes.get("key", self.key), said)
         return Claim(changes.get("serial", self.serial), nonce, request, signature)
 
     def recover(self, **changes: Any) -> EstResponse:

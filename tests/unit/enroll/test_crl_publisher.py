@@ -125,6 +125,9 @@ class SlowSigner:
     def sign(self, builder: x509.CertificateBuilder) -> x509.Certificate:
         return self.signer.sign(builder)
 
+    def sign_bytes(self, data: bytes) -> bytes:
+        return self.signer.sign_bytes(data)
+
     def sign_crl(self, builder: x509.CertificateRevocationListBuilder) -> x509.CertificateRevocationList:
         self.office.seconds += 2.0
         return self.signer.sign_crl(builder)

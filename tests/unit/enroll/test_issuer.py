@@ -23,7 +23,7 @@ from pkilint.pkix import extension, name
 
 from enroll import authority
 from enroll.issuer import IssuerEnding, Misissued, check_lives, checked, client_names, issue_root, serial_number
-from enroll.keys import KeySigner, PrivateKey, new_key
+from enroll.keys import KeySigner, new_key
 from fleet import pki
 from fleet.errors import FleetError, InvalidInput
 from fleet.identity import DeviceId, Principal, Role, TrustDomain
@@ -83,7 +83,8 @@ def office(tmp_path: Path) -> Iterator[Office]:
 def kinds(office: Office) -> dict[str, x509.Certificate]:
     """One certificate of every kind that the fleet issues."""
     test_profile = office.enrolled("pump-08", profile=pki.TEST_CLIENT.name)
-    return issued_kinds(office) | {"device": office.enrolled("pump-07"), "device, test profile": test_profile}
+    devices = {"device": office.enrolled("pump-07"), "a second device": office.enrolled("pump-09")}
+    return issued_kinds(office) | devices | {"device, test profile": test_profile}
 
 
 def test_every_kind_passes_pkilint(kinds: dict[str, x509.Certificate]) -> None:
@@ -204,7 +205,7 @@ def test_a_ca_never_outlives_its_root(office: Office) -> None:
 
 
 @pytest.mark.parametrize("make", [ed25519.Ed25519PrivateKey.generate, lambda: ec.generate_private_key(ec.SECP384R1())])
-def test_other_strong_keys_sign_too(make: Callable[[], PrivateKey]) -> None:
+def test_other_strong_keys_sign_too(make: Callable[[], pki.PrivateKey]) -> None:
     """A root on Ed25519 or P-384 cannot be made."""
     assert (
         "x"

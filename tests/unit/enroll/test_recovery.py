@@ -118,9 +118,9 @@ def test_every_kind_of_key_that_enrols_recovers(office: Office, make: Callable[[
 def test_an_rsa_key_signs_as_well() -> None:
     """A TPM that makes no other keys could not come back."""
     key, said = rsa.generate_private_key(65_537, 2048), recovery.statement(b"certificate", "n" * 22, b"csr")
-    signature = recovery.sign(key, said)
-    assert recovery.is_signed(key.public_key(), said, signature)
-    assert not recovery.is_signed(key.public_key(), said + b"\n", signature)
+    signature = pki.sign(key, said)
+    assert pki.is_signed(key.public_key(), said, signature)
+    assert not pki.is_signed(key.public_key(), said + b"\n", signature)
 
 
 # Who does not come back ------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_devices_alone_recover(office: Office, role: Role) -> None:
     office.wait(found.not_valid_after_utc - office.now + SECOND)
     nonce, request = nonce_of(office), csr("anna")
     said = recovery.statement(found.public_bytes(Encoding.DER), nonce, request)
-    refused = post(office, Claim(pki.serial_of(found), nonce, request, recovery.sign(key, said)).encode())
+    refused = post(office, Claim(pki.serial_of(found), nonce, request, pki.sign(key, said)).encode())
     assert 403 == refused.status
 
 

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet import recovery
+from fleet import pki, recovery
 from fleet.errors import InvalidInput
 from fleet.identity import Serial
 from fleet.recovery import Claim
@@ -95,11 +95,11 @@ def test_a_signature_is_its_keys_and_its_statements(
 ) -> None:
     """Anybody's signature is good, or one of something else."""
     said = recovery.statement(b"certificate", "n" * 54, b"request")
-    signature = recovery.sign(key, said)
-    assert recovery.is_signed(key.public_key(), said, signature)
-    assert not recovery.is_signed(key.public_key(), said + b" ", signature)
-    assert not recovery.is_signed(ec.generate_private_key(ec.SECP256R1()).public_key(), said, signature)
-    assert not recovery.is_signed(key.public_key(), said, b"rubbish")
+    signature = pki.sign(key, said)
+    assert pki.is_signed(key.public_key(), said, signature)
+    assert not pki.is_signed(key.public_key(), said + b" ", signature)
+    assert not pki.is_signed(ec.generate_private_key(ec.SECP256R1()).public_key(), said, signature)
+    assert not pki.is_signed(key.public_key(), said, b"rubbish")
 
 
 def test_a_statement_is_nothing_that_a_key_signs_elsewhere() -> None:
