@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, func, or_, select, update
 
-from enroll.registry.records import LIVE, CertificateRecord, CertificateState, Intent, PrincipalRecord
+from enroll.registry.records import LIVE, CertificateRecord, CertificateState, PrincipalRecord
 from enroll.registry.schema import certificates, keys, memberships, principals
 from enroll.registry.statement import Row, Statement, insert_into
 from fleet.identity import DeviceId, Principal, Role, Serial, State
@@ -41,7 +41,7 @@ CERTIFICATE_COLUMNS: Final = (
     certificates.c.der,
 )
 IS_LIVE: Final = or_(*(certificates.c.state == state.value for state in LIVE))
-_CERTIFICATE = select(*CERTIFICATE_COLUMNS).where(certificates.c.state != CertificateState.INTENDED.value)
+_CERTIFICATE = select(*CERTIFICATE_COLUMNS)
 _CERTIFICATES = _CERTIFICATE.where(certificates.c.principal == bindparam("id")).order_by(certificates.c.number)
 
 _PRINCIPAL_BY_ID = Statement(_PRINCIPAL.where(principals.c.id == bindparam("id")))
@@ -59,21 +59,13 @@ _LEAVE = Statement(
 )
 _CERTIFICATE_BY_SERIAL = Statement(_CERTIFICATE.where(certificates.c.serial == bindparam("serial")))
 _CERTIFICATE_BY_NUMBER = Statement(_CERTIFICATE.where(certificates.c.number == bindparam("of")))
-_UNSIGNED = Statement(
-    select(func.count()).select_from(certificates).where(certificates.c.state == CertificateState.INTENDED.value)
-)
 _CERTIFICATES_OF = Statement(_CERTIFICATES)
 _LIVE_OF = Statement(_CERTIFICATES.where(IS_LIVE))
 _KEY = Statement(select(keys.c.principal).where(keys.c.spki_sha256 == bindparam("key")))
 _ADD_KEY = insert_into(keys, "spki_sha256", "principal", "created_at")
-_INTENT = ("serial", "issuer", "profile", "principal", "key", "epoch", "generation", "parent", "state", "created_at")
-_INTEND = Statement(
-    insert(certificates).values({name: bindparam(name) for name in _INTENT}).returning(certificates.c.number)
-)
-_SET_RESULT = Statement(
-    update(certificates)
-    .where(certificates.c.number == bindparam("of"), certificates.c.state == CertificateState.INTENDED.value)
-    .values({name: bindparam(name) for name in ("state", "shard", "not_before", "not_after", "der")})
+_LAST_NUMBER = Statement(select(func.coalesce(func.max(certificates.c.number), 0)))
+_ADD_CERTIFICATE = insert_into(
+    certificates, *(column.name for column in CERTIFICATE_COLUMNS), "issuer", "shard", "created_at"
 )
 _SET_STATE = Statement(
     update(certificates).where(certificates.c.serial == bindparam("of")).values(state=bindparam("state"))
@@ -139,55 +131,50 @@ def add_key(transaction: Connection, key: bytes, principal: DeviceId | None, now
     _ADD_KEY.run(transaction, spki_sha256=key, principal=principal, created_at=now)
 
 
-def intend(transaction: Connection, intent: Intent, now: datetime) -> tuple[int, int]:
-    """Claim a serial before it is signed: its number, and the CRL shard it belongs to.
-
-    A shard has one issuer: SERVERS_SHARD is the servers', the others fill up with clients' certificates.
-    """
-    row = _INTEND.first(
-        transaction,
-        serial=intent.serial,
-        issuer=intent.issuer,
-        profile=intent.profile,
-        principal=intent.principal,
-        key=intent.key,
-        epoch=intent.epoch,
-        generation=intent.generation,
-        parent=intent.parent,
-        state=CertificateState.INTENDED.value,
-        created_at=now,
-    )
+def last_number(transaction: Connection) -> int:
+    """The number of the newest certificate; 0 if there is none."""
+    row = _LAST_NUMBER.first(transaction)
     assert row is not None
-    number = int(row[0])
-    return number, SERVERS_SHARD if intent.principal is None else shard_of(number)
+    return int(row[0])
 
 
 def shard_of(number: int) -> int:
-    """The shard of the client certificate with that number."""
+    """The CRL shard of the client certificate with that number; SERVERS_SHARD is the servers', who have another CA."""
     return 1 + number // SHARD_CERTIFICATES
 
 
-def set_result(transaction: Connection, record: CertificateRecord, shard: int) -> None:
-    """Store what was signed for the intent of that number."""
-    _SET_RESULT.run(
+def add_certificate(
+    transaction: Connection, record: CertificateRecord, *, issuer: str, shard: int, now: datetime
+) -> None:
+    """Add what was signed; fails if its serial, or its number, is another one's."""
+    _ADD_CERTIFICATE.run(
         transaction,
-        of=record.number,
+        number=record.number,
+        serial=record.serial,
+        principal=record.principal,
+        profile=record.profile,
+        key=record.key,
+        epoch=record.epoch,
+        generation=record.generation,
+        parent=record.parent,
         state=record.state.value,
-        shard=shard,
         not_before=record.not_before,
         not_after=record.not_after,
         der=record.der,
+        issuer=issuer,
+        shard=shard,
+        created_at=now,
     )
 
 
 def certificate_by_number(transaction: Connection, number: int) -> CertificateRecord | None:
-    """The certificate with that number, if it was signed."""
+    """The certificate with that number."""
     row = _CERTIFICATE_BY_NUMBER.first(transaction, of=number)
     return None if row is None else certificate_of(row)
 
 
 def find_certificate(transaction: Connection, serial: Serial) -> CertificateRecord | None:
-    """The certificate with that serial, if it was signed."""
+    """The certificate with that serial."""
     row = _CERTIFICATE_BY_SERIAL.first(transaction, serial=serial)
     return None if row is None else certificate_of(row)
 
@@ -200,13 +187,6 @@ def certificates_of(transaction: Connection, id: DeviceId) -> list[CertificateRe
 def live_certificates_of(transaction: Connection, id: DeviceId) -> list[CertificateRecord]:
     """The certificates with which a principal may connect while it is active: two at most."""
     return [certificate_of(row) for row in _LIVE_OF.all(transaction, id=id)]
-
-
-def count_unsigned(transaction: Connection) -> int:
-    """How many serials were claimed and never signed: 0, since both happen in one transaction."""
-    row = _UNSIGNED.first(transaction)
-    assert row is not None
-    return int(row[0])
 
 
 def set_certificate_states(transaction: Connection, serials: Iterable[Serial], state: CertificateState) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Select, func, select, text
 
 from enroll.registry import lineage
 from enroll.registry.identity import CERTIFICATE_COLUMNS, certificate_of, decode_names
-from enroll.registry.records import LIVE, CertificateRecord, CertificateState, PresenceRecord, PrincipalRecord
+from enroll.registry.records import LIVE, CertificateRecord, PresenceRecord, PrincipalRecord
 from enroll.registry.schema import certificates, commands, memberships, presence, principals
 from enroll.registry.selecting import fits, like
 from enroll.selection import Selection
@@ -41,11 +41,7 @@ _SUMMARY = (
     .select_from(principals)
     .outerjoin(presence, presence.c.principal == principals.c.id)
 )
-_SIGNED = (
-    select(*CERTIFICATE_COLUMNS)
-    .where(certificates.c.state != CertificateState.INTENDED.value)
-    .order_by(certificates.c.number.desc())
-)
+_NEWEST = select(*CERTIFICATE_COLUMNS).order_by(certificates.c.number.desc())
 
 
 _STATES = (
@@ -161,7 +157,7 @@ def _summaries(transaction: Connection, query: Select[*tuple[Any, ...]]) -> Iter
 
 def newest_certificates(transaction: Connection, limit: int) -> list[CertificateRecord]:
     """The `limit` certificates that were signed last, oldest first."""
-    return [certificate_of(row) for row in transaction.execute(_SIGNED.limit(limit))][::-1]
+    return [certificate_of(row) for row in transaction.execute(_NEWEST.limit(limit))][::-1]
 
 
 def command_counts(transaction: Connection) -> dict[str, int]:

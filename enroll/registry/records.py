@@ -13,7 +13,6 @@ from fleet.messages import ResultState
 class CertificateState(StrEnum):
     """Where a serial is in its life; `CONFIRMED` and `PENDING` may connect."""
 
-    INTENDED = "intended"  # claimed, not yet signed
     PENDING = "pending"  # signed as the successor of a confirmed one, which goes on until this one is used
     CONFIRMED = "confirmed"
     SUPERSEDED = "superseded"
@@ -57,20 +56,6 @@ class PrincipalRecord:
     @property
     def id(self) -> DeviceId:
         return self.principal.id
-
-
-@dataclass(frozen=True, slots=True)
-class Intent:
-    """What is about to be signed. `principal` is None for a server of the fleet."""
-
-    serial: Serial
-    issuer: str
-    profile: str
-    principal: DeviceId | None
-    key: bytes  # SHA-256 of the SubjectPublicKeyInfo
-    epoch: int = 1
-    generation: int = 1
-    parent: Serial | None = None
 
 
 @dataclass(frozen=True, slots=True)

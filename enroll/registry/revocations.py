@@ -96,7 +96,6 @@ _COUNT_LIVE = Statement(
     .where(*_IS_OF_OTHERS)
 )
 _REVISIONS = Statement(select(crl_shards.c.shard, crl_shards.c.revision))
-_LAST_NUMBER = Statement(select(func.coalesce(func.max(certificates.c.number), 0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +189,7 @@ def of_issuer(transaction: Connection, issuer: str, since: datetime) -> Iterator
 
 def revisions(transaction: Connection) -> dict[int, int]:
     """Every shard that there is, with a number that is another one when its lines have changed."""
-    row = _LAST_NUMBER.first(transaction)
-    assert row is not None
-    last = identity.shard_of(int(row[0]))
+    last = identity.shard_of(identity.last_number(transaction))
     return dict.fromkeys(range(last + 1), 0) | dict(_REVISIONS.all(transaction))
 
 

@@ -133,7 +133,10 @@ certificates: Final = Table(
     CheckConstraint("state = 'intended' OR der IS NOT NULL", name="result"),
     Index(None, "principal", "state"),
 )
-"""Each serial that was claimed: first the intent, then what was signed. `parent` is the serial that it renewed."""
+"""What was signed. `parent` is the serial that it renewed.
+
+A row is whole from its first moment on; columns that may be NULL, and the state `intended`, are from when it was not.
+"""
 
 tokens: Final = Table(
     "tokens",

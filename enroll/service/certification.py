@@ -1,4 +1,4 @@
-"""One certificate, in the caller's transaction: serial and intent recorded, signed, the result recorded."""
+"""One certificate, in the caller's transaction: its key bound, signed, recorded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from enroll.issuer import Issuer, Names, serial_number
 from enroll.registry import Transaction, identity
-from enroll.registry.records import CertificateRecord, CertificateState, Intent
+from enroll.registry.records import CertificateRecord, CertificateState
 from fleet import pki
 from fleet.identity import DeviceId, Serial
 from fleet.pki import Profile, PublicKey
@@ -46,32 +46,29 @@ def certify(
 
     A crash before the commit leaves no certificate and no trace: the signature never left this process.
     """
-    number_of = serial_number(token_bytes(20))
-    serial = Serial.from_int(number_of)
     identity.add_key(transaction, order.key, order.principal, now)
-    intent = Intent(
-        serial, issuer.name, order.profile.name, order.principal, order.key, order.epoch, order.generation, order.parent
-    )
-    number, shard = identity.intend(transaction, intent, now)
+    number = 1 + identity.last_number(transaction)
+    shard = identity.SERVERS_SHARD if order.principal is None else identity.shard_of(number)
+    serial = serial_number(token_bytes(20))
     signed = issuer.issue(
-        order.profile, order.public_key, order.names, serial=number_of, shard=shard, now=now, life=order.life
+        order.profile, order.public_key, order.names, serial=serial, shard=shard, now=now, life=order.life
     )
-    record = _record(number, intent, order.state, signed)
-    identity.set_result(transaction, record, shard)
+    record = _record(number, Serial.from_int(serial), order, signed)
+    identity.add_certificate(transaction, record, issuer=issuer.name, shard=shard, now=now)
     return record
 
 
-def _record(number: int, intent: Intent, state: CertificateState, signed: x509.Certificate) -> CertificateRecord:
+def _record(number: int, serial: Serial, order: Order, signed: x509.Certificate) -> CertificateRecord:
     return CertificateRecord(
         number,
-        intent.serial,
-        intent.principal,
-        intent.profile,
-        intent.key,
-        intent.epoch,
-        intent.generation,
-        intent.parent,
-        state,
+        serial,
+        order.principal,
+        order.profile.name,
+        order.key,
+        order.epoch,
+        order.generation,
+        order.parent,
+        order.state,
         signed.not_valid_before_utc,
         signed.not_valid_after_utc,
         signed.public_bytes(Encoding.DER),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,20 +13,24 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from enroll import audit, authority, service
 from enroll.authority import Authority
+from enroll.issuer import client_names, server_names
 from enroll.registry import Registry, RegistryUnavailable, feed, identity, log
 from enroll.registry import tokens as token_rows
-from enroll.registry.records import Approval, Intent, PrincipalRecord, TokenRecord
+from enroll.registry.records import Approval, CertificateRecord, CertificateState, PrincipalRecord, TokenRecord
 from enroll.service import Asker, Enrolment, Issued, NotAdmitted, NotAllowed, Recovery, TooManyWaiting
+from enroll.service.certification import Order, certify, key_digest
 from enroll.tokens import TokenOrder, TokenRefused
+from fleet import pki
 from fleet.errors import Denied, FleetError
 from fleet.est import Csr
-from fleet.identity import DeviceId, Principal, Role, Serial, State
+from fleet.identity import DeviceId, Principal, Role, Serial, Server, State
 from fleet.join import Token
 from tests.contract.registries import REGISTRIES, RegistryFactory, check_invariants
 from tests.deadlines import within
@@ -266,44 +271,51 @@ def test_sequence_numbers_are_given_in_commit_order(registry: Registry) -> None:
     assert sorted(seen) == seen
 
 
-@pytest.mark.parametrize("what", ["serial", "key"])
-def test_a_serial_and_a_key_are_claimed_once(registry: Registry, what: str) -> None:
+def certificate(number: int, serial: str, key: bytes = b"k" * 32) -> CertificateRecord:
+    fields = (PUMP, "client", key, 1, 1, None, CertificateState.CONFIRMED, NOW, NOW, b"der")
+    return CertificateRecord(number, Serial(serial), *fields)
+
+
+@pytest.mark.parametrize("what", ["serial", "number", "key"])
+def test_a_serial_a_number_and_a_key_are_given_once(registry: Registry, what: str) -> None:
     """Two certificates share a serial, or two principals a key."""
-    first = Intent(Serial("a1"), "devices", "client", PUMP, b"k" * 32)
     with registry.write() as transaction:
         identity.add_principal(transaction, principal())
         feed.announce(transaction, PUMP)
 
-    def claim_twice() -> None:
+    def give_twice() -> None:
         with registry.write() as transaction:
-            identity.add_key(transaction, first.key, PUMP, NOW)
-            identity.intend(transaction, first, NOW)
+            identity.add_key(transaction, b"k" * 32, PUMP, NOW)
+            identity.add_certificate(transaction, certificate(1, "a1"), issuer="devices", shard=1, now=NOW)
+            assert 1 == identity.last_number(transaction)
             if what == "key":
-                identity.add_key(transaction, first.key, PUMP, NOW)
+                identity.add_key(transaction, b"k" * 32, PUMP, NOW)
             else:
-                identity.intend(transaction, first, NOW)
+                again = certificate(1, "a2") if what == "number" else certificate(2, "a1")
+                identity.add_certificate(transaction, again, issuer="devices", shard=1, now=NOW)
 
     with pytest.raises(Exception, match=r"(?i)unique"):
-        claim_twice()
+        give_twice()
 
 
-def test_shards_have_ten_thousand_certificates_and_one_issuer(registry: Registry) -> None:
-    """A CRL grows without end, or holds serials of an issuer that did not sign it."""
-    shards = []
+def test_shards_have_ten_thousand_certificates() -> None:
+    """A CRL grows without end."""
+    assert [1, 1, 1, 2, 2, 3] == [identity.shard_of(number) for number in (1, 2, 9_999, 10_000, 19_999, 20_000)]
 
-    def claim() -> None:
-        with registry.write() as transaction:
-            identity.add_principal(transaction, principal())
-            for number, holder in enumerate((PUMP, PUMP, None), start=1):
-                key = bytes([number] * 32)
-                identity.add_key(transaction, key, holder, NOW)
-                intent = Intent(Serial(f"{number}"), "devices", "client", holder, key)
-                shards.append(identity.intend(transaction, intent, NOW)[1])
-            raise RuntimeError  # intents alone are not to be committed
 
-    with pytest.raises(RuntimeError):
-        claim()
-    assert [1, 1, 0] == shards
+def test_servers_and_clients_are_in_shards_of_their_own(registry: Registry) -> None:
+    """A CRL holds serials of an issuer that did not sign it."""
+    first, second = new_key().public_key(), new_key().public_key()
+    of_server = Order(pki.SERVER, server_names(DOMAIN, Server.BROKER, ("localhost",)), first, key_digest(first), None)
+    of_client = Order(pki.CLIENT, client_names(DOMAIN, principal().principal), second, key_digest(second), PUMP)
+    with registry.write() as transaction:
+        identity.add_principal(transaction, principal())
+        feed.announce(transaction, PUMP)
+        for order, issuer, shard in ((of_server, AUTHORITY.servers, 0), (of_client, AUTHORITY.devices, 1)):
+            made = certify(transaction, issuer, order, now=NOW, token_bytes=secrets.token_bytes)
+            points = pki.extension(x509.load_der_x509_certificate(made.der), x509.CRLDistributionPoints)
+            assert points is not None
+            assert f"/{shard}.crl" in repr(points.value)
 
 
 def test_one_token_and_two_keys_at_once_give_one_certificate(factory: RegistryFactory, tmp_path: Path) -> None:
