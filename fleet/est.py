@@ -19,8 +19,9 @@ from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
-from cryptography.x509.oid import AttributeOID, NameOID, PublicKeyAlgorithmOID
+from cryptography.x509.oid import AttributeOID, NameOID, PublicKeyAlgorithmOID, SignatureAlgorithmOID
 
+from fleet import pki
 from fleet.errors import FleetError
 from fleet.identity import DeviceId, InvalidDeviceId
 from fleet.pki import PublicKey, WeakKey, check_public_key
@@ -137,13 +138,22 @@ def parse_csr(der: bytes) -> Csr:
         algorithm = request.signature_hash_algorithm
         if algorithm is not None and algorithm.name in _WEAK_HASHES:
             raise InvalidCsr(f"the request is signed with {algorithm.name}", hint="sign it with SHA-256 or better")
-        if not request.is_signature_valid:
+        if not _is_signed(request, key):
             raise InvalidCsr("the request's signature does not fit its key", hint="make key and request anew")
         return Csr(_device_of(der), key, _challenge_of(request))
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise InvalidCsr(
             "the body is not a PKCS#10 certificate signing request", hint="`openssl req -new` makes one"
         ) from error
+
+
+def _is_signed(request: x509.CertificateSigningRequest, key: PublicKey) -> bool:
+    """Whether its signature fits its key; for most of them without parsing the key once more."""
+    if isinstance(key, ec.EllipticCurvePublicKey) and (
+        request.signature_algorithm_oid == SignatureAlgorithmOID.ECDSA_WITH_SHA256
+    ):
+        return pki.is_signed(key, request.tbs_certrequest_bytes, request.signature)
+    return request.is_signature_valid
 
 
 def _challenge_of(request: x509.CertificateSigningRequest) -> bytes | None:
