@@ -3,7 +3,8 @@
 Two loads against one `enroll serve`, in turns: new connections that ask for /healthz, and new connections that enrol a
 device each with a token of its own. What the service used is what the kernel accounted to its process. The bar is for
 the mean of all rounds. What else runs on the machine adds to it (cold caches, a shared core): how far apart the round
-that cost least and the one that cost most are says how much.
+that cost least and the one that cost most are says how much. A round in which a hypervisor gave the CPUs to other
+machines is done again, a few times: what it gave them is known, what they did to the caches is not.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 import psutil
@@ -39,6 +41,8 @@ from fleet.identity import DeviceId, TrustDomain
 from fleet.layout import AdminHome
 
 BAR_MS = 2.5  # DESIGN section 10
+_MOST_STOLEN: Final = 0.01
+_TRIES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +60,11 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Both loads, in the same moment of the machine."""
+    """Both loads, in the same moment of the machine, and what share of its CPUs went to other machines meanwhile."""
 
     handshakes: Load
     enrolments: Load
+    stolen: float
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -71,19 +76,35 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         home = new_home(Path(folder) / "fleet")
-        requests = list(enrolments_of(home, options.rounds * options.count + 100))
         with running_service(home) as (process, port):
             send = Sender(client_context(home), port, options.parallel)
-            send.all([HEALTH] * 100 + requests[:100])  # warm: imports, statement caches, the allocator
-            slices = [requests[at : at + options.count] for at in range(100, len(requests), options.count)]
-            return report([one_round(process, send, each) for each in slices])
+            send.all([HEALTH] * 100 + list(enrolments_of(home, 100, "warm")))  # imports, statements, the allocator
+            rounds: list[Round] = []
+            for number in range(_TRIES * options.rounds):
+                rounds.append(one_round(process, send, list(enrolments_of(home, options.count, f"{number}"))))
+                if sum(each.stolen <= _MOST_STOLEN for each in rounds) == options.rounds:
+                    break
+            return report(quietest(rounds, options.rounds))
 
 
 def one_round(process: psutil.Process, send: Sender, enrolments: Sequence[bytes]) -> Round:
     """Both loads, one after the other."""
-    count = len(enrolments)
+    count, before = len(enrolments), psutil.cpu_times()
     handshakes = measured(process, lambda: send.all([HEALTH] * count), count)
-    return Round(handshakes, measured(process, lambda: send.all(enrolments), count))
+    enrolled = measured(process, lambda: send.all(enrolments), count)
+    after = psutil.cpu_times()
+    return Round(handshakes, enrolled, (after.steal - before.steal) / (sum(after) - sum(before)))
+
+
+def quietest(rounds: Sequence[Round], count: int) -> list[Round]:
+    """So many, from which least was stolen; what they cost does not count here."""
+    found = sorted(rounds, key=lambda each: each.stolen)[:count]
+    if len(rounds) > count or found[-1].stolen > _MOST_STOLEN:
+        print(
+            f"of {len(rounds)} rounds the {count} from which a hypervisor took least for others, "
+            f"up to {found[-1].stolen:.0%} of the CPUs"
+        )
+    return found
 
 
 def report(rounds: Sequence[Round]) -> int:
@@ -127,11 +148,11 @@ def new_home(path: Path) -> AdminHome:
     return home
 
 
-def enrolments_of(home: AdminHome, count: int) -> Iterator[bytes]:
+def enrolments_of(home: AdminHome, count: int, name: str = "bench") -> Iterator[bytes]:
     """The bytes of `count` enrolments: each a device of its own, its key, its token."""
     with Registry.open(home.registry) as registry:
         for number in range(count):
-            device = DeviceId(f"bench-{number}")
+            device = DeviceId(f"{name}-{number}")
             invitation = service.invite(
                 registry, TokenOrder(device), by="bench", now=datetime.now(UTC), token_bytes=secrets.token_bytes
             )

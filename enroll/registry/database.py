@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, Self, TypeVar
@@ -110,8 +110,12 @@ class Registry:
                 idle.pop().close()
 
     def read(self) -> AbstractContextManager[Connection]:
-        """A transaction that sees one state throughout and changes nothing. Raises: RegistryUnavailable."""
-        return self._transaction("BEGIN")
+        """A transaction that sees one state throughout and changes nothing. Within `group` it sees what that did.
+
+        Raises: RegistryUnavailable.
+        """
+        group = self._group
+        return self._transaction("BEGIN") if group is None else group.reading()
 
     @contextmanager
     def group(self) -> Iterator[None]:
@@ -125,7 +129,8 @@ class Registry:
     def begin_group(self, work: Callable[[], _T]) -> Begun[_T] | None:
         """Do `work`, whose writes are a `group`, up to the commit. None, and nothing was done, if others are writing.
 
-        Unlike every other way to write it waits for nobody, and for no disk but to read. Whoever may wait commits.
+        Unlike every other way to write, or to read, it waits for nobody, and for no disk but to read. Whoever may wait
+        commits.
         Raises: what `work` raises, RegistryUnavailable.
         """
         with ExitStack() as rest:
@@ -151,8 +156,13 @@ class Registry:
 
         Within `group` it is on disk at the group's exit. Raises: RegistryUnavailable.
         """
-        group: _Group | None = getattr(self._shared, "group", None)
-        return self._transaction("BEGIN IMMEDIATE") if group is None else group.member()
+        group = self._group
+        return self._transaction("BEGIN IMMEDIATE") if group is None else group.writing()
+
+    @property
+    def _group(self) -> _Group | None:
+        """What this thread's transactions are parts of."""
+        return getattr(self._shared, "group", None)
 
     def urgently(self, work: Callable[[Connection], _T]) -> _T:
         """What `work` gives, in a `write`. Where the disk is full the reserve is given up for it, as far as need be.
@@ -279,14 +289,23 @@ class _Group:
         """Whether there is anything to commit."""
         return bool(self._driver.total_changes != self._unchanged)
 
-    @contextmanager
-    def member(self) -> Iterator[Connection]:
-        """One of them. The first that changes something needs no savepoint: if it fails, the group begins anew.
+    def reading(self) -> AbstractContextManager[Connection]:
+        """One of them that changes nothing. Raises: RegistryUnavailable."""
+        self._check_lasts()
+        return nullcontext(self._connection)
 
-        Raises: RegistryUnavailable once the database, or a failure here, has ended the group.
-        """
+    def _check_lasts(self) -> None:
+        """Raises: RegistryUnavailable once the database, or a failure here, has ended the group."""
         if not self._driver.in_transaction:
             raise RegistryUnavailable("what was to be written together came to nothing", hint="try again in a moment")
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """One of them. The first that changes something needs no savepoint: if it fails, the group begins anew.
+
+        Raises: RegistryUnavailable.
+        """
+        self._check_lasts()
         execute, has_savepoint = self._driver.cursor().execute, self.has_changes
         if has_savepoint:
             execute("SAVEPOINT one")

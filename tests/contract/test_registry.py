@@ -111,6 +111,11 @@ def test_a_transaction_that_fails_leaves_nothing(registry: Registry) -> None:
         assert log.last_digest(transaction) is None
 
 
+def names(registry: Registry) -> list[str]:
+    with registry.read() as transaction:
+        return [record.id for record in identity.list_principals(transaction)]
+
+
 def test_a_group_is_one_commit_whose_members_fail_alone(registry: Registry) -> None:
     """One refused enrolment takes those along that came with it."""
 
@@ -126,8 +131,10 @@ def test_a_group_is_one_commit_whose_members_fail_alone(registry: Registry) -> N
                 feed.announce(transaction, DeviceId(name))
             with pytest.raises(RuntimeError):
                 refused()
-        with registry.read() as outside:
-            assert [] == identity.list_principals(outside)
+        with registry.read() as inside:
+            assert ["first", "second"] == [record.id for record in identity.list_principals(inside)]
+        with ThreadPoolExecutor(1) as another:
+            assert [] == another.submit(names, registry).result()
     with registry.read() as transaction:
         assert ["first", "second"] == [record.id for record in identity.list_principals(transaction)]
 
