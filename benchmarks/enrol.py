@@ -1,10 +1,11 @@
-"""CPU that one enrolment costs the service (cold TLS, durable), and how much of it is TLS.
+"""CPU that one enrolment costs the service (cold TLS, durable), and how much of it is TLS, beside OpenSSL's own server.
 
-Two loads against one `enroll serve`, in turns: new connections that ask for /healthz, and new connections that enrol a
-device each with a token of its own. What the service used is what the kernel accounted to its process. The bar is for
-the mean of all rounds. What else runs on the machine adds to it (cold caches, a shared core): how far apart the round
-that cost least and the one that cost most are says how much. A round in which a hypervisor gave the CPUs to other
-machines is done again, a few times: what it gave them is known, what they did to the caches is not.
+Three loads, in turns: new connections that ask `openssl s_server` for a file, new connections that ask `enroll serve`
+for /healthz, and new connections that enrol a device each with a token of its own. What a server used is what the
+kernel accounted to its process. The bar is for the mean of all rounds. What else runs on the machine adds to it (cold
+caches, a shared core): how far apart the round that cost least and the one that cost most are says how much. A round in
+which a hypervisor gave the CPUs to other machines is done again, a few times: what it gave them is known, what they did
+to the caches is not.
 """
 
 from __future__ import annotations
@@ -60,8 +61,9 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Both loads, in the same moment of the machine, and what share of its CPUs went to other machines meanwhile."""
+    """All loads, in the same moment of the machine, and what share of its CPUs went to other machines meanwhile."""
 
+    peer: Load
     handshakes: Load
     enrolments: Load
     stolen: float
@@ -76,24 +78,26 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         home = new_home(Path(folder) / "fleet")
-        with running_service(home) as (process, port):
-            send = Sender(client_context(home), port, options.parallel)
-            send.all([HEALTH] * 100 + list(enrolments_of(home, 100, "warm")))  # imports, statements, the allocator
+        with running_service(home) as (process, port), openssl_server(home, Path(folder)) as (peer, peer_port):
+            context = client_context(home)
+            service = Server(process, Sender(context, port, options.parallel))
+            openssl = Server(peer, Sender(context, peer_port, options.parallel))
+            openssl.cost([HEALTH] * 100)  # warm: imports, statements, the allocator
+            service.cost([HEALTH] * 100 + list(enrolments_of(home, 100, "warm")))
             rounds: list[Round] = []
             for number in range(_TRIES * options.rounds):
-                rounds.append(one_round(process, send, list(enrolments_of(home, options.count, f"{number}"))))
+                rounds.append(one_round(openssl, service, list(enrolments_of(home, options.count, f"{number}"))))
                 if sum(each.stolen <= _MOST_STOLEN for each in rounds) == options.rounds:
                     break
             return report(quietest(rounds, options.rounds))
 
 
-def one_round(process: psutil.Process, send: Sender, enrolments: Sequence[bytes]) -> Round:
-    """Both loads, one after the other."""
-    count, before = len(enrolments), psutil.cpu_times()
-    handshakes = measured(process, lambda: send.all([HEALTH] * count), count)
-    enrolled = measured(process, lambda: send.all(enrolments), count)
+def one_round(peer: Server, service: Server, enrolments: Sequence[bytes]) -> Round:
+    """All loads, one after the other."""
+    before, gets = psutil.cpu_times(), [HEALTH] * len(enrolments)
+    loads = peer.cost(gets), service.cost(gets), service.cost(enrolments)
     after = psutil.cpu_times()
-    return Round(handshakes, enrolled, (after.steal - before.steal) / (sum(after) - sum(before)))
+    return Round(*loads, (after.steal - before.steal) / (sum(after) - sum(before)))
 
 
 def quietest(rounds: Sequence[Round], count: int) -> list[Round]:
@@ -108,12 +112,14 @@ def quietest(rounds: Sequence[Round], count: int) -> list[Round]:
 
 
 def report(rounds: Sequence[Round]) -> int:
-    """Print both loads, and the share of TLS."""
+    """Print all loads, and the share of TLS."""
     print(f"{'CPU ms each':32}{'mean':>10}{'least':>10}{'median':>10}{'most':>10}{'per second':>12}")
+    peer = print_line("GET from `openssl s_server`", [each.peer for each in rounds])
     tls = print_line("TLS 1.3 handshake + GET /healthz", [each.handshakes for each in rounds])
     whole = print_line("cold enrolment, durable", [each.enrolments for each in rounds])
     print(f"{'  of that TLS and HTTP':32}{tls:10.2f}{tls / whole:10.0%}")
     print(f"{'  of that CSR, registry, CA':32}{whole - tls:10.2f}{1 - tls / whole:10.0%}")
+    print(f"{'  in connections of OpenSSL':32}{whole / peer:10.1f}")
     verdict = "met" if whole <= BAR_MS else "MISSED"
     count = sum(each.enrolments.count for each in rounds)
     print(f"bar: <= {BAR_MS} ms CPU for an enrolment: {verdict}  ({count}, on {psutil.cpu_count()} CPUs)")
@@ -206,8 +212,8 @@ class Sender:
             answer = b""
             while chunk := tls.recv(16_384):
                 answer += chunk
-        if not answer.startswith(b"HTTP/1.1 200"):
-            raise RuntimeError(f"the service answered {answer[:200]!r}")
+        if answer[8:13] != b" 200 ":
+            raise RuntimeError(f"the server answered {answer[:200]!r}")
 
     def shake_hands(self, _: bytes) -> None:
         """Connect, and go."""
@@ -222,11 +228,49 @@ class Sender:
                 yield tls
 
 
+@contextmanager
+def openssl_server(home: AdminHome, folder: Path) -> Iterator[tuple[psutil.Process, int]]:
+    """OpenSSL's own server with the service's identity, that asks for a client certificate too; and its port."""
+    folder.joinpath("healthz").write_text("ok\n")
+    own = home.enroll_server
+    options = ["-accept", "127.0.0.1:0", "-WWW", "-num_tickets", "0", "-no_ticket", "-verify", "1"]
+    files = {
+        "-cert": own.certificate,
+        "-cert_chain": own.certificate,
+        "-key": own.key,
+        "-CAfile": home.root.certificate,
+    }
+    command = ["openssl", "s_server", *options, *(str(word) for pair in files.items() for word in pair)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder) as process,
+        ThreadPoolExecutor(1) as reader,
+    ):
+        assert process.stdout is not None
+        ready = next(line for line in process.stdout if line.startswith("ACCEPT"))
+        reader.submit(process.stdout.read)  # a line for each connection
+        try:
+            yield psutil.Process(process.pid), int(ready.rpartition(":")[2])
+        finally:
+            process.terminate()
+
+
 def client_context(home: AdminHome) -> ssl.SSLContext:
     """TLS that trusts the fleet's root alone."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(home.root.certificate)
     return context
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A process that is asked."""
+
+    process: psutil.Process
+    send: Sender
+
+    def cost(self, requests: Sequence[bytes]) -> Load:
+        """What these requests cost it."""
+        return measured(self.process, lambda: self.send.all(requests), len(requests))
 
 
 def measured(process: psutil.Process, load: Callable[[], None], count: int) -> Load:
