@@ -1,4 +1,7 @@
-"""What signs certificates: a profile, a key and names become a certificate that was checked before anyone gets it."""
+"""What signs certificates: a profile, a key and names become a certificate, checked before anyone gets it.
+
+The first leaf of a profile is checked whole; of those that follow what differs from it, and their signatures.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,7 @@ class Issuer:
     ) -> x509.Certificate:
         """A leaf of `profile`; all that is in it but key and names comes from here, nothing from a request.
 
-        Raises: IssuerEnding, Misissued.
+        Raises: IssuerEnding, Misissued, WeakKey.
         """
         self._check_remaining(profile, now)
         leaf = Leaf(
@@ -104,6 +107,7 @@ class Issuer:
             x509.SubjectAlternativeName(names.alternatives),
             _distribution_points(self.crl_url(shard)),
         )
+        _check_own(leaf)
         form = self._forms.get(profile)
         if form is not None:
             return self._filled(form, leaf)
@@ -114,7 +118,7 @@ class Issuer:
         return first
 
     def _filled(self, form: Form, leaf: Leaf) -> x509.Certificate:
-        """A certificate like the one that was checked; what differs was checked by whoever asks, or comes from here."""
+        """A certificate like the one that was checked. Raises: Misissued."""
         to_be_signed = form.to_be_signed(leaf)
         signature = self._signer.sign_bytes(to_be_signed)
         if not pki.is_signed(self._public_key, to_be_signed, signature):
@@ -228,6 +232,15 @@ def checked(certificate: x509.Certificate, profile: Profile, issuer: x509.Certif
     if problems := pki.violations(certificate, profile):
         raise Misissued(f"what was signed is not of profile {profile.name}: {'; '.join(problems)}")
     return certificate
+
+
+def _check_own(leaf: Leaf) -> None:
+    """That what differs from leaf to leaf may be in one. Raises: Misissued, WeakKey."""
+    pki.check_public_key(leaf.key)
+    if not 0 < leaf.serial < 1 << pki.SERIAL_BITS:
+        raise Misissued("the serial number is not positive and at most 20 octets (RFC 5280, 4.1.2.2)")
+    if not leaf.not_before < leaf.not_after:
+        raise Misissued(f"it would end at {leaf.not_after} and begin at {leaf.not_before}", hint="check the clock")
 
 
 def _not_verified() -> Misissued:

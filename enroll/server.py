@@ -1,7 +1,7 @@
 """The TLS listener of the enrollment service: bytes of HTTP to `EstRequest`, `EstResponse` to bytes.
 
-Connections are `listener`'s, each with its deadlines (`connection`). What may block runs in one thread (`worker`), so
-the loop stays free for handshakes.
+Connections are `listener`'s, each with its deadlines (`connection`). Requests are answered by `worker`, which keeps the
+loop from waiting for a disk.
 """
 
 from __future__ import annotations

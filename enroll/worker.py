@@ -24,8 +24,10 @@ from enroll.slots import Holder
 from fleet.est import EstRequest, EstResponse
 
 _BATCH: Final = 16
-_QUICK_SECONDS: Final = 0.005
-"""How long the last commit may have taken for the next one to be waited for where it was made."""
+_QUICK_SECONDS: Final = 0.01
+_QUICK_COMMITS: Final = 8
+_LATELY_SECONDS: Final = 1.0
+"""The loop waits for a commit while so many in a row took no longer, the last of them lately."""
 _Asked = tuple[EstRequest, asyncio.Future[EstResponse]]
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -62,10 +64,14 @@ class Worker:
         self._waiting = Counter[Holder]()
         self._is_working = False
         self._calls = 0
-        self._commit_seconds = math.inf  # of the last one
+        self._quick_commits = 0  # in a row
+        self._committed_at = -math.inf
+        self._is_closed = False
 
     async def answer(self, request: EstRequest, holder: Holder) -> EstResponse:
-        """The answer to one request of `holder`. Raises: RegistryUnavailable (too many wait already)."""
+        """The answer to one request of `holder`. Raises: RegistryUnavailable (too many wait, or it is closed)."""
+        if self._is_closed:
+            raise _closed()
         if len(self._asked) >= self._limit or self._waiting[holder] >= self._share(holder):
             raise RegistryUnavailable("the service is busy", hint="try again in a moment")
         answer: asyncio.Future[EstResponse] = asyncio.get_running_loop().create_future()
@@ -88,7 +94,8 @@ class Worker:
 
         def job() -> None:
             try:
-                outcome.set_result(function(*args, **kw))
+                if outcome.set_running_or_notify_cancel():
+                    outcome.set_result(function(*args, **kw))
             except BaseException as error:  # whoever asked has to hear of it
                 outcome.set_exception(error)
             finally:
@@ -99,7 +106,12 @@ class Worker:
         return await asyncio.wrap_future(outcome)
 
     def close(self) -> None:
-        """Do what is left, and wait for the thread's end."""
+        """End what was begun, refuse what was not, and wait for the thread's end."""
+        self._is_closed = True
+        while self._asked:
+            _, answer = self._asked.popleft()
+            if not answer.done():
+                answer.set_exception(_closed())
         self._jobs.put(None)
         self._thread.join()
 
@@ -117,21 +129,23 @@ class Worker:
     def _answer_batch(self) -> None:
         batch = [self._asked.popleft() for _ in range(min(len(self._asked), _BATCH))]
         requests = [request for request, _ in batch]
-        begun = None
         try:
-            if not self._calls:
-                begun = self._desk.begin_all(requests)
+            begun = None if self._calls else self._desk.begin_all(requests)
+            if begun is None:
+                self._hand_over(batch, partial(self._desk.handle_all, requests))
+            elif begun.has_changes and not self._is_quick():
+                self._hand_over(batch, partial(self._committed, requests, begun))
+            else:
+                self._end_batch(batch, self._committed(requests, begun))
         except RegistryUnavailable as error:
             self._end_batch(batch, self._desk.undone(requests, error))
         except Exception as error:
             self._end_batch(batch, error)
-        else:
-            if begun is None:
-                self._hand_over(batch, partial(self._desk.handle_all, requests))
-            elif begun.has_changes and self._commit_seconds > _QUICK_SECONDS:
-                self._hand_over(batch, partial(self._committed, requests, begun))
-            else:
-                self._end_batch(batch, self._committed(requests, begun))
+
+    def _is_quick(self) -> bool:
+        """Whether the disk is likely to take the next commit at once."""
+        is_lately = self._seconds() - self._committed_at < _LATELY_SECONDS
+        return is_lately and self._quick_commits >= _QUICK_COMMITS
 
     def _committed(self, requests: Sequence[EstRequest], begun: Begun[list[EstResponse]]) -> list[EstResponse]:
         began = self._seconds()
@@ -141,7 +155,9 @@ class Worker:
             return self._desk.undone(requests, error)
         finally:
             if begun.has_changes:
-                self._commit_seconds = self._seconds() - began
+                self._committed_at = self._seconds()
+                is_quick = self._committed_at - began <= _QUICK_SECONDS
+                self._quick_commits = self._quick_commits + 1 if is_quick else 0
         return begun.outcome
 
     def _hand_over(self, batch: Sequence[_Asked], work: Callable[[], list[EstResponse]]) -> None:
@@ -169,3 +185,7 @@ class Worker:
         self._is_working = bool(self._asked)
         if self._asked:
             self._begin_batch()
+
+
+def _closed() -> RegistryUnavailable:
+    return RegistryUnavailable("the service is stopping", hint="try again in a moment")

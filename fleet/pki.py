@@ -24,6 +24,7 @@ from fleet.identity import DeviceId, InvalidDeviceId, Serial
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
 _ECDSA = ec.ECDSA(hashes.SHA256())
+SERIAL_BITS = 159
 _CURVES = ("secp256r1", "secp384r1")
 _MIN_RSA_BITS = 2048
 _MAX_RSA_BITS = 4096
@@ -189,7 +190,7 @@ def _check_validity(claimed: _Claimed) -> Iterator[str]:
 
 
 def _check_serial(claimed: _Claimed) -> Iterator[str]:
-    if not 0 < claimed.certificate.serial_number < 1 << 159:
+    if not 0 < claimed.certificate.serial_number < 1 << SERIAL_BITS:
         yield "the serial number is not positive and at most 20 octets (RFC 5280, 4.1.2.2)"
 
 

@@ -36,10 +36,6 @@ class RegistryFull(RegistryUnavailable):
     """It cannot be written because there is no room for it."""
 
 
-class RegistryBusy(RegistryUnavailable):
-    """Somebody else is writing, and that for longer than was to be waited."""
-
-
 @dataclass(frozen=True, slots=True)
 class Begun(Generic[_T]):
     """What a group of transactions came to, but for its commit."""
@@ -127,16 +123,16 @@ class Registry:
             yield
 
     def begin_group(self, work: Callable[[], _T]) -> Begun[_T] | None:
-        """Do `work`, whose writes are a `group`, up to the commit. None, and nothing was done, if others are writing.
+        """Do `work`, whose writes are a `group`, up to the commit. None, and nothing was done, if it cannot be begun.
 
-        Unlike every other way to write, or to read, it waits for nobody, and for no disk but to read. Whoever may wait
-        commits.
+        So it is while somebody else writes: unlike every other way to write, or to read, it waits for nobody, and for
+        no disk but to read. Whoever may wait commits.
         Raises: what `work` raises, RegistryUnavailable.
         """
         with ExitStack() as rest:
             try:
                 connection = rest.enter_context(self._transaction("BEGIN IMMEDIATE", is_hasty=True))
-            except RegistryBusy:
+            except RegistryUnavailable:
                 return None
             with self._sharing(connection) as group:
                 outcome = work()
@@ -312,16 +308,22 @@ class _Group:
         try:
             yield self._connection
         except BaseException:
-            if has_savepoint:
-                execute("ROLLBACK TO one")
-                execute("RELEASE one")
-            elif self.has_changes:
-                execute("ROLLBACK")
-                execute("BEGIN IMMEDIATE")
-                self._unchanged = self._driver.total_changes
+            if self._driver.in_transaction:  # the database itself may have ended it: on a full disk
+                self._undo(has_savepoint=has_savepoint)
             raise
         if has_savepoint:
             execute("RELEASE one")
+
+    def _undo(self, *, has_savepoint: bool) -> None:
+        """Take back what one of them did."""
+        execute = self._driver.cursor().execute
+        if has_savepoint:
+            execute("ROLLBACK TO one")
+            execute("RELEASE one")
+        elif self.has_changes:
+            execute("ROLLBACK")
+            execute("BEGIN IMMEDIATE")
+            self._unchanged = self._driver.total_changes
 
 
 def _explained(error: BaseException | None) -> FleetError | None:
@@ -334,5 +336,5 @@ def _explained(error: BaseException | None) -> FleetError | None:
     if any(sign in text for sign in _FULL):
         return RegistryFull(f"the registry cannot be written: {text}", hint="free space on its disk")
     if any(sign in text for sign in _BUSY):
-        return RegistryBusy(f"the registry is in use: {text}", hint="try again in a moment")
+        return RegistryUnavailable(f"the registry is in use: {text}", hint="try again in a moment")
     return RegistryUnavailable(f"the registry cannot be used: {text}", hint="check its disk and its file permissions")

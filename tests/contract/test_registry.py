@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from enroll import audit, authority, service
 from enroll.authority import Authority
 from enroll.issuer import client_names, server_names
-from enroll.registry import Registry, RegistryUnavailable, feed, identity, log
+from enroll.registry import Registry, RegistryFull, RegistryUnavailable, feed, identity, log
 from enroll.registry import tokens as token_rows
 from enroll.registry.records import Approval, CertificateRecord, CertificateState, PrincipalRecord, TokenRecord
 from enroll.service import Asker, Enrolment, Issued, NotAdmitted, NotAllowed, Recovery, TooManyWaiting
@@ -192,6 +192,25 @@ def test_a_group_that_the_database_ended_writes_nothing_more(registry: Registry)
         add_twice()
     with registry.read() as transaction:
         assert [] == identity.list_principals(transaction)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_full_disk_amid_a_group_is_said_and_leaves_nothing(registry: Registry, before: int) -> None:
+    """An admin is told to check file permissions, or finds half a batch."""
+
+    def fill() -> None:
+        with registry.group():
+            for name in ["first"][:before]:
+                with registry.write() as transaction:
+                    identity.add_principal(transaction, principal(DeviceId(name)))
+            with registry.write() as transaction:
+                transaction.exec_driver_sql("PRAGMA max_page_count = 1")
+                for number in range(10_000):
+                    identity.add_principal(transaction, principal(DeviceId(f"pump-{number}")))
+
+    with pytest.raises(RegistryFull):
+        fill()
+    assert [] == names(registry)
 
 
 def test_what_was_begun_is_there_once_somebody_has_committed_it(registry: Registry) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from cryptography import x509
@@ -97,6 +97,29 @@ def test_whatever_an_issuer_issues_is_of_its_profile(
             points = pki.extension(found, x509.CRLDistributionPoints)
             assert points is not None
             assert f"{CRL_URL}/{shard}.crl" in repr(points.value)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"serial": 0},
+        {"serial": -5},
+        {"serial": 1 << 159},
+        {"key": rsa.generate_private_key(65_537, 1024).public_key()},
+        {"key": ec.generate_private_key(ec.SECP521R1()).public_key()},
+        {"now": NOW - timedelta(days=400)},
+    ],
+)
+def test_what_no_leaf_may_have_is_in_none(before: int, fields: dict[str, Any]) -> None:
+    """The first certificate after a start is checked, and those that follow are not."""
+    made = authority.create(DOMAIN, CRL_URL, now=NOW, token_bytes=random.Random(7).randbytes).authority.devices
+    names = client_names(DOMAIN, Principal(Role.DEVICE, DeviceId("pump-07")))
+    good: dict[str, Any] = {"key": new_key().public_key(), "names": names, "serial": 7, "shard": 1, "now": NOW}
+    for _ in range(before):
+        made.issue(pki.CLIENT, **good)
+    with pytest.raises((Misissued, pki.WeakKey)):
+        made.issue(pki.CLIENT, **(good | fields))
 
 
 @dataclass

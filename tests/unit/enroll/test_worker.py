@@ -12,6 +12,7 @@ import pytest
 
 from enroll.registry import Begun, RegistryUnavailable
 from enroll.worker import Worker
+from fleet.errors import FleetError
 from fleet.est import EstRequest, EstResponse
 from tests.deadlines import within
 
@@ -74,16 +75,30 @@ async def _ask(worker: Worker) -> int:
     return (await worker.answer(_REQUEST, "here")).status
 
 
+async def _run_in(office: Office, worker: Worker) -> None:
+    """As many quick commits as it takes to have the next one on the loop."""
+    while not office.commits or office.commits[-1] == "enroll":
+        assert len(office.commits) < 20
+        await _ask(worker)
+
+
 def test_a_quick_disk_is_waited_for_where_the_answer_was_made_and_a_slow_one_is_not() -> None:
     """Every enrolment pays for two changes of thread; or a gateway shakes no hands while its card writes."""
     office = Office()
 
     async def steps(worker: Worker) -> None:
-        for seconds in (0.0001, 0.0001, 0.03, 0.03, 0.0001, 0.0001):
-            office.commit_seconds = seconds
-            assert 200 == await _ask(worker)
-        # of the first one nobody knows how long it will take, of every other what the one before it took
-        assert ["enroll", "MainThread", "MainThread", "enroll", "enroll", "MainThread"] == office.commits
+        await _run_in(office, worker)
+        assert ["enroll"] * 8 + ["MainThread"] == office.commits
+        office.commit_seconds = 0.03  # nobody knew
+        await _ask(worker)
+        office.commit_seconds = 0.0001
+        office.commits.clear()
+        await _run_in(office, worker)
+        assert ["enroll"] * 8 + ["MainThread"] == office.commits
+        office.now += 60.0  # the disk may sleep by now
+        await _ask(worker)
+        await _ask(worker)
+        assert ["enroll", "MainThread"] == office.commits[-2:]
 
     _run(office, steps)
 
@@ -100,7 +115,7 @@ def test_while_the_disk_writes_the_loop_goes_on_and_what_comes_is_the_next_batch
 
     async def steps(worker: Worker) -> None:
         asked = [asyncio.ensure_future(_ask(worker))]
-        await asyncio.to_thread(begun.wait)
+        await asyncio.to_thread(begun.wait, within(20))
         asked += [asyncio.ensure_future(_ask(worker)) for _ in range(3)]
         await asyncio.sleep(0)
         turn.set()
@@ -146,7 +161,7 @@ def test_a_call_and_a_batch_never_run_at_once() -> None:
 
     async def steps(worker: Worker) -> None:
         called = asyncio.ensure_future(worker.call(call))
-        await asyncio.to_thread(begun.wait)
+        await asyncio.to_thread(begun.wait, within(20))
         asked = asyncio.ensure_future(_ask(worker))
         for _ in range(5):
             await asyncio.sleep(0)
@@ -161,19 +176,26 @@ def test_a_call_and_a_batch_never_run_at_once() -> None:
 
 
 @pytest.mark.parametrize("is_quick", [False, True])
-def test_an_answer_whose_commit_fails_is_not_given(is_quick: bool) -> None:
-    """A device has a certificate that its fleet does not know."""
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(_FULL, 503), (FleetError("the registry is damaged"), FleetError), (KeyError("x"), KeyError)],
+)
+def test_an_answer_whose_commit_fails_is_not_given_and_the_next_one_is(
+    is_quick: bool, error: Exception, expected: object
+) -> None:
+    """A device has a certificate that its fleet does not know; or one failure, and nobody is answered again."""
 
     def fail() -> None:
-        raise _FULL
+        raise error
 
     office = Office()
 
     async def steps(worker: Worker) -> None:
-        for _ in range(2 * is_quick):
-            await _ask(worker)
+        if is_quick:
+            await _run_in(office, worker)
         office.commit = fail
-        assert [503, 503] == list(await asyncio.gather(_ask(worker), _ask(worker)))
+        answers = await asyncio.gather(_ask(worker), _ask(worker), return_exceptions=True)
+        assert [expected] * 2 == [type(each) if isinstance(each, Exception) else each for each in answers]
         assert ("MainThread" if is_quick else "enroll") == office.commits[-1]
         office.commit = lambda: None
         assert 200 == await _ask(worker)
@@ -206,5 +228,52 @@ def test_what_was_answered_is_committed_before_the_end() -> None:
         worker.close()
         assert ["enroll"] == office.commits
         assert 200 == await asked
+
+    _run(office, steps)
+
+
+def test_what_is_not_begun_when_it_ends_is_refused() -> None:
+    """A transaction is begun that nobody ends, and the next process waits for its lock."""
+    begun, turn = threading.Event(), threading.Event()
+
+    def commit() -> None:
+        begun.set()
+        turn.wait(within(20))
+
+    office = Office(commit)
+
+    async def steps(worker: Worker) -> None:
+        first = asyncio.ensure_future(_ask(worker))
+        await asyncio.to_thread(begun.wait, within(20))
+        second = asyncio.ensure_future(_ask(worker))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().run_in_executor(None, turn.set)
+        worker.close()
+        assert 200 == await first
+        for refused in (second, _ask(worker)):
+            with pytest.raises(RegistryUnavailable, match="is stopping"):
+                await refused
+        assert 1 == len(office.commits)
+
+    _run(office, steps)
+
+
+def test_a_call_that_is_given_up_does_not_end_the_thread() -> None:
+    """A broker that goes away while it is looked up, and nothing is committed any more."""
+    office, begun, turn = Office(), threading.Event(), threading.Event()
+
+    def call() -> None:
+        begun.set()
+        turn.wait(within(20))
+
+    async def steps(worker: Worker) -> None:
+        called, waiting = (asyncio.ensure_future(worker.call(each)) for each in (call, begun.clear))
+        await asyncio.to_thread(begun.wait, within(20))
+        called.cancel()
+        waiting.cancel()
+        await asyncio.gather(called, waiting, return_exceptions=True)
+        turn.set()
+        assert 200 == await _ask(worker)
+        assert begun.is_set(), "what was given up before its turn is not called"
 
     _run(office, steps)
