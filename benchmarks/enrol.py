@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure and print; 1 if an enrolment costs more than the bar."""
     parser = argparse.ArgumentParser(prog="bench enrol", description=__doc__)
     parser.add_argument("--count", type=int, default=200, help="enrolments in a round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="(default: %(default)s)")
     parser.add_argument("--parallel", type=int, default=4, help="connections at a time (default: %(default)s)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
