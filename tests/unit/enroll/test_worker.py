@@ -59,6 +59,21 @@ class Office:
         self.commit()
 
 
+@dataclass(frozen=True)
+class Gate:
+    """What waits in its thread until it is let through."""
+
+    begun: threading.Event = field(default_factory=threading.Event)
+    turn: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self) -> None:
+        self.begun.set()
+        self.turn.wait(within(20))
+
+    async def reached(self) -> None:
+        await asyncio.to_thread(self.begun.wait, within(20))
+
+
 def _run(office: Office, steps: Callable[[Worker], Coroutine[object, object, None]]) -> None:
     async def all_of_them() -> None:
         worker = Worker(office, 100, lambda _: 100, lambda: office.now)
@@ -105,20 +120,15 @@ def test_a_quick_disk_is_waited_for_where_the_answer_was_made_and_a_slow_one_is_
 
 def test_while_the_disk_writes_the_loop_goes_on_and_what_comes_is_the_next_batch() -> None:
     """A gateway's card does thirty commits a second, and that many devices enrol."""
-    begun, turn = threading.Event(), threading.Event()
-
-    def commit() -> None:
-        begun.set()
-        turn.wait(within(20))
-
-    office = Office(commit)
+    gate = Gate()
+    office = Office(gate)
 
     async def steps(worker: Worker) -> None:
         asked = [asyncio.ensure_future(_ask(worker))]
-        await asyncio.to_thread(begun.wait, within(20))
+        await gate.reached()
         asked += [asyncio.ensure_future(_ask(worker)) for _ in range(3)]
         await asyncio.sleep(0)
-        turn.set()
+        gate.turn.set()
         assert [200] * 4 == await asyncio.gather(*asked)
         assert [("MainThread", 1), ("MainThread", 3)] == office.batches
 
@@ -152,21 +162,20 @@ def test_the_thread_waits_for_whoever_writes() -> None:
 
 def test_a_call_and_a_batch_never_run_at_once() -> None:
     """What the desk counts is counted by two threads at a time."""
-    office, turn, begun = Office(), threading.Event(), threading.Event()
+    office, gate = Office(), Gate()
 
     def call() -> str:
-        begun.set()
-        turn.wait(within(20))
+        gate()
         return _here()
 
     async def steps(worker: Worker) -> None:
         called = asyncio.ensure_future(worker.call(call))
-        await asyncio.to_thread(begun.wait, within(20))
+        await gate.reached()
         asked = asyncio.ensure_future(_ask(worker))
         for _ in range(5):
             await asyncio.sleep(0)
         assert [] == office.batches
-        turn.set()
+        gate.turn.set()
         assert ("enroll", 200) == (await called, await asked)
         assert [("enroll", 1)] == office.batches
         while office.batches[-1][0] == "enroll":  # and then the loop answers again
@@ -234,20 +243,15 @@ def test_what_was_answered_is_committed_before_the_end() -> None:
 
 def test_what_is_not_begun_when_it_ends_is_refused() -> None:
     """A transaction is begun that nobody ends, and the next process waits for its lock."""
-    begun, turn = threading.Event(), threading.Event()
-
-    def commit() -> None:
-        begun.set()
-        turn.wait(within(20))
-
-    office = Office(commit)
+    gate = Gate()
+    office = Office(gate)
 
     async def steps(worker: Worker) -> None:
         first = asyncio.ensure_future(_ask(worker))
-        await asyncio.to_thread(begun.wait, within(20))
+        await gate.reached()
         second = asyncio.ensure_future(_ask(worker))
         await asyncio.sleep(0)
-        asyncio.get_running_loop().run_in_executor(None, turn.set)
+        asyncio.get_running_loop().run_in_executor(None, gate.turn.set)
         worker.close()
         assert 200 == await first
         for refused in (second, _ask(worker)):
@@ -260,20 +264,16 @@ def test_what_is_not_begun_when_it_ends_is_refused() -> None:
 
 def test_a_call_that_is_given_up_does_not_end_the_thread() -> None:
     """A broker that goes away while it is looked up, and nothing is committed any more."""
-    office, begun, turn = Office(), threading.Event(), threading.Event()
-
-    def call() -> None:
-        begun.set()
-        turn.wait(within(20))
+    office, gate = Office(), Gate()
 
     async def steps(worker: Worker) -> None:
-        called, waiting = (asyncio.ensure_future(worker.call(each)) for each in (call, begun.clear))
-        await asyncio.to_thread(begun.wait, within(20))
+        called, waiting = (asyncio.ensure_future(worker.call(each)) for each in (gate, gate.begun.clear))
+        await gate.reached()
         called.cancel()
         waiting.cancel()
         await asyncio.gather(called, waiting, return_exceptions=True)
-        turn.set()
+        gate.turn.set()
         assert 200 == await _ask(worker)
-        assert begun.is_set(), "what was given up before its turn is not called"
+        assert gate.begun.is_set(), "what was given up before its turn is not called"
 
     _run(office, steps)
