@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from enroll.backoff import Backoff
-from enroll.bridge.entities import values
+from enroll.bridge.entities import Value, values
 from enroll.bridge.house import House, Publication
 from enroll.bridge.second import OFFLINE, NotTrusted, Second, SecondConnection
 from enroll.export.exporter import Ports
-from enroll.export.readings import read
+from enroll.export.readings import Reading, read
 from enroll.mqtt_client import Connection, Incoming
 from enroll.rate_limit import Sparsely
 from enroll.registry import RegistryUnavailable
@@ -62,6 +62,7 @@ class Bridge:
     """What no other bridge has, nor this one after a restart."""
     _was_ready: bool = False
     _aside: Sparsely = field(default_factory=lambda: Sparsely(forget_seconds=3600.0))
+    _ignored: Sparsely = field(default_factory=lambda: Sparsely(forget_seconds=3600.0))
 
     def run(self) -> None:
         """Show the fleet until stopped. Raises: Denied, NotTrusted (at the first connection), TakenOver, FleetError."""
@@ -139,12 +140,20 @@ class Bridge:
                     return self.house.presence(device, messages.decode_status(message.payload, device))
                 case topics.Telemetry(device, stream) if self.roster.has(device) and not message.retain:
                     reading = read(message.topic, message.payload, self.ports.clock())
-                    return [] if reading.payload is not None else self.house.hear(reading, values(stream, reading.data))
+                    return [] if reading.payload is not None else self._measured(reading, values(stream, reading.data))
         except RegistryUnavailable:
             raise
         except FleetError as error:
             self._set_aside(message.topic, error)
         return []
+
+    def _measured(self, reading: Reading, found: Iterable[Value]) -> list[Publication]:
+        """What is to be shown of it; that there is more than is shown is said."""
+        before = self.house.ignored
+        shown = self.house.hear(reading, found)
+        if self.house.ignored > before and (count := self._ignored.count(reading.device, self.ports.monotonic())):
+            _log.warning(event("sensor.ignored", device=reading.device, count=count))
+        return shown
 
     def _set_aside(self, topic: str, error: FleetError) -> None:
         device = [*topic.split("/"), ""][1]

@@ -94,6 +94,10 @@ def test_over_mutual_tls_and_a_broker_that_is_lost_holds_up_nobody(fleet: LiveFl
             bridge.wait_for_line("bridge.online", stream="stderr", after=seen)
             device.publish(1)
             listener.wait_for_line(rf"^got 0 {ROOT}/devices/pump-3/load/n/sensor 300$")
+            for start in range(0, 320, 64):
+                data = {f"made_up_{number}": 1 for number in range(start, start + 64)}
+                device.say("raw", json.dumps(device.envelope(900 + start) | {"data": data}).encode())
+            bridge.wait_for_line("sensor.ignored device=pump-3 count=1$", stream="stderr")
         assert "correct horse" not in bridge.stderr
 
 
