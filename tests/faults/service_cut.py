@@ -183,9 +183,9 @@ def around_the_commit(calls: list[tuple[int, Point]]) -> list[Point]:
 def cut(at: Office, make: Callable[[Office], Device], certificates: int, chosen: Choice) -> None:
     """One device for each of the chosen points, which ends with so many certificates."""
     device = make(at)
-    with at.serving():
+    with at.serving() as program:
         device.ask().check()
-        check(at, device, certificates)
+        check(at, device, certificates, program)
     for point in chosen(numbered(at.log)):
         _cut(at, make(at), certificates, point)
 
@@ -200,11 +200,11 @@ def _cut(at: Office, device: Device, certificates: int, point: Point) -> None:
     with at.serving(traced=False) as again:
         if first.returncode:
             device.ask().check()
-        check(at, device, certificates)
+        check(at, device, certificates, again)
     assert "Traceback" not in again.stderr
 
 
-def check(at: Office, device: Device, certificates: int) -> None:
+def check(at: Office, device: Device, certificates: int, serving: Program) -> None:
     """The registry is whole, and the device has one certificate more, which connects."""
     with closing(sqlite3.connect(at.home.registry)) as connection:
         assert [("ok",)] == connection.execute("PRAGMA integrity_check").fetchall()
@@ -216,6 +216,7 @@ def check(at: Office, device: Device, certificates: int) -> None:
     assert 0 == at.uses_left(device.name)
     assert serial_of(device.home) == found[-1].serial
     assert all(each.state in LIVE for each in found[-2:])
+    serving.wait_for_line("dispatch.online", stream="stderr")  # or it hears of no session that has come and gone
     context = ssl.create_default_context(cafile=device.home.trust)
     context.load_cert_chain(device.home.identity.certificate, device.home.identity.key)
     with Peer(("127.0.0.1", at.broker_port), context) as peer:
