@@ -237,8 +237,8 @@ def checked(certificate: x509.Certificate, profile: Profile, issuer: x509.Certif
 def _check_own(leaf: Leaf) -> None:
     """That what differs from leaf to leaf may be in one. Raises: Misissued, WeakKey."""
     pki.check_public_key(leaf.key)
-    if not 0 < leaf.serial < 1 << pki.SERIAL_BITS:
-        raise Misissued("the serial number is not positive and at most 20 octets (RFC 5280, 4.1.2.2)")
+    if not pki.is_serial(leaf.serial):
+        raise Misissued(pki.WRONG_SERIAL)
     if not leaf.not_before < leaf.not_after:
         raise Misissued(f"it would end at {leaf.not_after} and begin at {leaf.not_before}", hint="check the clock")
 

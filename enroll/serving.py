@@ -79,14 +79,7 @@ async def serving(
     renewal = Renewal(home, config, registry, cas, ports.token_bytes)
     renewal.make_missing(ports.clock())
     renewal.renew_due(ports.clock())  # what ran out while nothing ran is good again before anyone looks
-
-    def new_context() -> SSLContext:
-        context = server_context(home.enroll_server, (cas.root, cas.devices.certificate))
-        timekeeping.settle(context)
-        return context
-
-    tls = ServerTls(new_context, registry)
-    tls.refresh()
+    tls = _tls(home, registry, cas, timekeeping)
     registry.reserve.fill()
     uploads = uploads_of(home, registry, config.uploads)
     uploads.store.prepare()
@@ -111,6 +104,19 @@ async def serving(
             await server.stop()
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
+
+
+def _tls(home: AdminHome, registry: Registry, cas: Authority, timekeeping: Timekeeping) -> ServerTls:
+    """Raises: FleetError."""
+
+    def new_context() -> SSLContext:
+        context = server_context(home.enroll_server, (cas.root, cas.devices.certificate))
+        timekeeping.settle(context)
+        return context
+
+    tls = ServerTls(new_context, registry)
+    tls.refresh()
+    return tls
 
 
 def _est_app(home: AdminHome, config: FleetConfig, registry: Registry, cas: Authority, ports: Ports) -> EstApp:

@@ -24,7 +24,7 @@ from fleet.identity import DeviceId, InvalidDeviceId, Serial
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
 _ECDSA = ec.ECDSA(hashes.SHA256())
-SERIAL_BITS = 159
+WRONG_SERIAL = "the serial number is not positive and at most 20 octets (RFC 5280, 4.1.2.2)"
 _CURVES = ("secp256r1", "secp384r1")
 _MIN_RSA_BITS = 2048
 _MAX_RSA_BITS = 4096
@@ -141,6 +141,11 @@ def pin_of(certificate: x509.Certificate) -> bytes:
     return hashlib.sha256(spki(check_public_key(certificate.public_key()))).digest()
 
 
+def is_serial(number: int) -> bool:
+    """Whether a certificate may have that serial number."""
+    return 0 < number < 1 << 159
+
+
 def serial_of(certificate: x509.Certificate) -> Serial:
     """The serial number as the directory writes it."""
     return Serial.from_int(certificate.serial_number)
@@ -190,8 +195,8 @@ def _check_validity(claimed: _Claimed) -> Iterator[str]:
 
 
 def _check_serial(claimed: _Claimed) -> Iterator[str]:
-    if not 0 < claimed.certificate.serial_number < 1 << SERIAL_BITS:
-        yield "the serial number is not positive and at most 20 octets (RFC 5280, 4.1.2.2)"
+    if not is_serial(claimed.certificate.serial_number):
+        yield WRONG_SERIAL
 
 
 def _check_key(claimed: _Claimed) -> Iterator[str]:

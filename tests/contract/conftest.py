@@ -1,4 +1,4 @@
-"""Engines, each with a fleet of its own making."""
+"""Engines, each with a fleet of its own making, and registries."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from broker.engine import Clock, Engine
+from enroll.registry import Registry
 from fleet.identity import Role
 from fleet.limits import Limits
 from tests.certificates import Identity, TestFleet
 from tests.contract.attacks import Target, limits_of
 from tests.contract.durable import Site
 from tests.contract.engines import DURABLE_ENGINES, ENGINES, RunningEngine
+from tests.contract.registries import REGISTRIES, RegistryFactory, check_invariants
 from tests.contract.shipped import ShippedBroker
 
 
@@ -106,3 +108,17 @@ def site(fleet: TestFleet, tmp_path: Path) -> Site:
         fleet.client("admin", Role.OPERATOR),
         fleet.client("valve-1"),
     )
+
+
+@pytest.fixture(params=REGISTRIES)
+def factory(request: pytest.FixtureRequest) -> RegistryFactory:
+    """Each registry in turn."""
+    return REGISTRIES[request.param]
+
+
+@pytest.fixture
+def registry(factory: RegistryFactory, tmp_path: Path) -> Iterator[Registry]:
+    """An empty registry; its invariants are checked at the end."""
+    with factory(tmp_path) as opened:
+        yield opened
+        check_invariants(opened)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,8 @@ from enroll.registry import tokens as token_rows
 from enroll.registry.overview import Filter
 from enroll.registry.records import LIVE, CertificateState, PrincipalRecord, Reason
 from fleet.directory import Entry
-from fleet.identity import State
+from fleet.identity import DeviceId, Principal, Role, State
+from tests.fleets import NOW
 
 RegistryFactory = Callable[[Path], AbstractContextManager[Registry]]
 """Opens the registry that lives at (or is named after) a path: a second call opens the same one again."""
@@ -23,6 +25,14 @@ RegistryFactory = Callable[[Path], AbstractContextManager[Registry]]
 
 def sqlite(folder: Path) -> AbstractContextManager[Registry]:
     return Registry.open(folder / "registry.db")
+
+
+PUMP: Final = DeviceId("pump-07")
+
+
+def principal(id: DeviceId = PUMP, **changes: object) -> PrincipalRecord:
+    record = PrincipalRecord(Principal(Role.DEVICE, id), State.ACTIVE, 1, ("north",), NOW)
+    return replace(record, **changes)  # type: ignore[arg-type] # a test's own fields
 
 
 REGISTRIES: Final[dict[str, RegistryFactory]] = {"sqlite": sqlite}

@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from enroll import audit, authority, service
 from enroll.authority import Authority
 from enroll.issuer import client_names, server_names
-from enroll.registry import Registry, RegistryFull, RegistryUnavailable, feed, identity, log
+from enroll.registry import Registry, feed, identity, log
 from enroll.registry import tokens as token_rows
 from enroll.registry.records import Approval, CertificateRecord, CertificateState, PrincipalRecord, TokenRecord
 from enroll.service import Asker, Enrolment, Issued, NotAdmitted, NotAllowed, Recovery, TooManyWaiting
@@ -30,33 +29,13 @@ from enroll.tokens import TokenOrder, TokenRefused
 from fleet import pki
 from fleet.errors import Denied, FleetError
 from fleet.est import Csr
-from fleet.identity import DeviceId, Principal, Role, Serial, Server, State
+from fleet.identity import DeviceId, Role, Serial, Server
 from fleet.join import Token
-from tests.contract.registries import REGISTRIES, RegistryFactory, check_invariants
+from tests.contract.registries import PUMP, RegistryFactory, check_invariants, principal
 from tests.deadlines import within
 from tests.fleets import CRL_URL, DOMAIN, NOW, new_key
 
-PUMP = DeviceId("pump-07")
 AUTHORITY = authority.create(DOMAIN, CRL_URL, now=NOW, token_bytes=random.Random(7).randbytes).authority
-
-
-@pytest.fixture(params=REGISTRIES)
-def factory(request: pytest.FixtureRequest) -> RegistryFactory:
-    """Each registry in turn."""
-    return REGISTRIES[request.param]
-
-
-@pytest.fixture
-def registry(factory: RegistryFactory, tmp_path: Path) -> Iterator[Registry]:
-    """An empty registry; its invariants are checked at the end."""
-    with factory(tmp_path) as opened:
-        yield opened
-        check_invariants(opened)
-
-
-def principal(id: DeviceId = PUMP, **changes: object) -> PrincipalRecord:
-    record = PrincipalRecord(Principal(Role.DEVICE, id), State.ACTIVE, 1, ("north",), NOW)
-    return replace(record, **changes)  # type: ignore[arg-type] # a test's own fields
 
 
 def csr(device: DeviceId = PUMP) -> Csr:
@@ -111,146 +90,6 @@ def test_a_transaction_that_fails_leaves_nothing(registry: Registry) -> None:
         assert log.last_digest(transaction) is None
 
 
-def names(registry: Registry) -> list[str]:
-    with registry.read() as transaction:
-        return [record.id for record in identity.list_principals(transaction)]
-
-
-def test_a_group_is_one_commit_whose_members_fail_alone(registry: Registry) -> None:
-    """One refused enrolment takes those along that came with it."""
-
-    def refused() -> None:
-        with registry.write() as transaction:
-            identity.add_principal(transaction, principal(DeviceId("refused")))
-            raise RuntimeError
-
-    with registry.group():
-        for name in ("first", "second"):
-            with registry.write() as transaction:
-                identity.add_principal(transaction, principal(DeviceId(name)))
-                feed.announce(transaction, DeviceId(name))
-            with pytest.raises(RuntimeError):
-                refused()
-        with registry.read() as inside:
-            assert ["first", "second"] == [record.id for record in identity.list_principals(inside)]
-        with ThreadPoolExecutor(1) as another:
-            assert [] == another.submit(names, registry).result()
-    with registry.read() as transaction:
-        assert ["first", "second"] == [record.id for record in identity.list_principals(transaction)]
-
-
-def test_a_group_that_fails_leaves_nothing(registry: Registry) -> None:
-    """Devices were refused, and are enrolled all the same."""
-
-    def fail() -> None:
-        with registry.group():
-            with registry.write() as transaction:
-                identity.add_principal(transaction, principal())
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    with registry.write() as transaction:  # and the next transaction is one of its own again
-        assert [] == identity.list_principals(transaction)
-
-
-@pytest.mark.parametrize("is_first", [True, False])
-def test_whoever_fails_in_a_group_takes_nothing_along(registry: Registry, is_first: bool) -> None:
-    """One disk error for one device, and the others of its batch have no certificate, or it has half of one."""
-
-    def add(name: str) -> None:
-        with registry.write() as transaction:
-            identity.add_principal(transaction, principal(DeviceId(name)))
-            if name == "failing":
-                raise RuntimeError
-
-    with registry.group():
-        if not is_first:
-            add("before")
-        with pytest.raises(RuntimeError):
-            add("failing")
-        add("after")
-    with registry.read() as transaction:
-        found = [record.id for record in identity.list_principals(transaction)]
-    assert ["after", "before"][: 2 - is_first] == found
-
-
-def test_a_group_that_the_database_ended_writes_nothing_more(registry: Registry) -> None:
-    """A full disk ends a transaction, and what follows in it is kept piece by piece."""
-
-    def add() -> None:
-        with registry.write() as transaction:
-            identity.add_principal(transaction, principal())
-            transaction.connection.rollback()  # as SQLite does by itself
-
-    def add_twice() -> None:
-        with registry.group():
-            add()
-            add()
-
-    with pytest.raises(RegistryUnavailable):
-        add_twice()
-    with registry.read() as transaction:
-        assert [] == identity.list_principals(transaction)
-
-
-@pytest.mark.parametrize("before", [0, 1])
-def test_a_full_disk_amid_a_group_is_said_and_leaves_nothing(registry: Registry, before: int) -> None:
-    """An admin is told to check file permissions, or finds half a batch."""
-
-    def fill() -> None:
-        with registry.group():
-            for name in ["first"][:before]:
-                with registry.write() as transaction:
-                    identity.add_principal(transaction, principal(DeviceId(name)))
-            with registry.write() as transaction:
-                transaction.exec_driver_sql("PRAGMA max_page_count = 1")
-                for number in range(10_000):
-                    identity.add_principal(transaction, principal(DeviceId(f"pump-{number}")))
-
-    with pytest.raises(RegistryFull):
-        fill()
-    assert [] == names(registry)
-
-
-def test_what_was_begun_is_there_once_somebody_has_committed_it(registry: Registry) -> None:
-    """An answer is true before it is on disk, or never; or what was begun keeps everybody else out for ever."""
-
-    def add() -> str:
-        with registry.write() as transaction:
-            identity.add_principal(transaction, principal())
-        return "added"
-
-    begun = registry.begin_group(add)
-    assert begun is not None
-    assert ("added", True) == (begun.outcome, begun.has_changes)
-    with registry.read() as transaction:
-        assert [] == identity.list_principals(transaction)
-    assert registry.begin_group(add) is None  # somebody else is writing
-    with ThreadPoolExecutor(1) as another:
-        another.submit(begun.commit).result()
-    with registry.write() as transaction:
-        assert [principal()] == identity.list_principals(transaction)
-
-
-def test_what_fails_before_its_commit_leaves_nothing(registry: Registry) -> None:
-    """A mistake of ours in one answer keeps the registry locked, or half of what it did."""
-
-    def fail() -> None:
-        with registry.write() as transaction:
-            identity.add_principal(transaction, principal())
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        registry.begin_group(fail)
-    with registry.write() as transaction:
-        assert [] == identity.list_principals(transaction)
-    begun = registry.begin_group(lambda: None)
-    assert begun is not None
-    assert not begun.has_changes
-    begun.commit()
-
-
 def test_what_was_committed_is_there_when_opened_again(factory: RegistryFactory, tmp_path: Path) -> None:
     """A restart forgets the fleet."""
     with factory(tmp_path) as opened, opened.write() as transaction:
@@ -297,8 +136,8 @@ def test_sequence_numbers_are_given_in_commit_order(registry: Registry) -> None:
     assert sorted(seen) == seen
 
 
-def certificate(number: int, serial: str, key: bytes = b"k" * 32) -> CertificateRecord:
-    fields = (PUMP, "client", key, 1, 1, None, CertificateState.CONFIRMED, NOW, NOW, b"der")
+def certificate(number: int, serial: str) -> CertificateRecord:
+    fields = (PUMP, "client", b"k" * 32, 1, 1, None, CertificateState.CONFIRMED, NOW, NOW, b"der")
     return CertificateRecord(number, Serial(serial), *fields)
 
 
