@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import TypeVar, cast
 
 from cryptography import x509
@@ -23,7 +24,6 @@ from fleet.identity import DeviceId, InvalidDeviceId, Serial
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
-_ECDSA = ec.ECDSA(hashes.SHA256())
 WRONG_SERIAL = "the serial number is not positive and at most 20 octets (RFC 5280, 4.1.2.2)"
 _CURVES = ("secp256r1", "secp384r1")
 _MIN_RSA_BITS = 2048
@@ -105,11 +105,17 @@ def check_public_key(key: object) -> PublicKey:
     raise WeakKey(f"{found} is not accepted", hint="use P-256, P-384, Ed25519, or RSA of 2048 to 4096 bits")
 
 
+@cache
+def _ecdsa() -> ec.ECDSA:
+    """Made once, and not at start-up: it loads what only signatures need."""
+    return ec.ECDSA(hashes.SHA256())
+
+
 def sign(key: PrivateKey, data: bytes) -> bytes:
     """A signature that `is_signed` takes: ECDSA or PKCS#1 v1.5 with SHA-256, or Ed25519."""
     match key:
         case ec.EllipticCurvePrivateKey():
-            return key.sign(data, _ECDSA)
+            return key.sign(data, _ecdsa())
         case ed25519.Ed25519PrivateKey():
             return key.sign(data)
         case _:
@@ -121,7 +127,7 @@ def is_signed(key: PublicKey, data: bytes, signature: bytes) -> bool:
     try:
         match key:
             case ec.EllipticCurvePublicKey():
-                key.verify(signature, data, _ECDSA)
+                key.verify(signature, data, _ecdsa())
             case ed25519.Ed25519PublicKey():
                 key.verify(signature, data)
             case _:
