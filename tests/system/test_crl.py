@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import signal
 import socket
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -32,7 +33,7 @@ from tests import mqtt
 from tests.crls import lines_of, verify
 from tests.deadlines import within
 from tests.fleets import CRL_URL, DOMAIN, new_home
-from tests.processes import Program, run
+from tests.processes import Program, command_line, run
 from tests.system.brokers import enrol, peer, start_broker, start_service, wait_ready
 
 
@@ -234,14 +235,20 @@ def test_a_certificate_that_is_revoked_loses_its_connection(tmp_path: Path) -> N
 def test_where_the_default_port_is_taken_the_service_runs_without(tmp_path: Path) -> None:
     """Something else listens on 8080, and no device can enrol."""
     home = new_home(tmp_path / "fleet", crl_listen=DEFAULT_CRL)
-    with socket.socket() as taken:
-        with suppress(OSError):  # whoever has it already does as well
-            taken.bind(("0.0.0.0", 8080))
-            taken.listen()
-        with start_service(home) as program:
-            wait_ready(program)
-            said = program.wait_for_line(r"crl\.not_served .*", stream="stderr")[0]
-            assert "0.0.0.0:8080" in said
+    serve = command_line("enroll", "serve", "--home", home.path, "--listen", "0.0.0.0:0")
+    with Program("unshare", "-rn", sys.executable, "-c", _DEFAULT_PORT_TAKEN, *serve) as program:
+        wait_ready(program)
+        said = program.wait_for_line(r"crl\.not_served .*", stream="stderr")[0]
+        assert "0.0.0.0:8080" in said
+
+
+# In a network of its own: services of other tests may have that port of this one, for a while.
+_DEFAULT_PORT_TAKEN = """
+import os, socket, sys
+taken = socket.create_server(("0.0.0.0", 8080))
+taken.set_inheritable(True)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:1", "off", "nonsense"])
