@@ -7,13 +7,13 @@ import sys
 def main() -> int:
     """Run the command line; its exit status, or 1 and a hint if an optional package is missing."""
     from fleet.extras import explain_missing
-    from fleet.starting import interruptible, version_of
+    from fleet.starting import interruptible, uncollected, version_of
 
     if sys.argv[1:] == ["--version"]:
         print(version_of("broker"))
         return 0
     try:
-        with interruptible(os._exit):
+        with interruptible(os._exit), uncollected():
             from broker.cli import main as command
     except ModuleNotFoundError as error:
         explanation = explain_missing(error, program="broker", extra="broker")
