@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from enroll.cli.options import HomeOption, Output, OutputOption, Verbs, admin_home, open_registry
+from enroll.cli.options import HomeOption, Output, OutputOption, Verbs, admin_home, now, open_registry
 from enroll.cli.output import Row, minute, print_one, print_rows, time_or_none
 from enroll.cli.selected import check_known
 from fleet.identity import DeviceId
@@ -32,7 +32,7 @@ def list_(
         if device is not None:
             check_known(registry, device)
         with registry.read() as transaction:
-            found = messaging.newest_commands(transaction, device, limit)
+            found = [each.at(now()) for each in messaging.newest_commands(transaction, device, limit)]
     rows = [Row(each.id, _fields(each), _cells(each)) for each in found]
     headers = ("COMMAND", "DEVICE", "NAME", "STATE", "GIVEN", "ANSWER")
     print_rows(output, headers, rows, nothing="no command was given; enroll send gives one")
@@ -47,7 +47,7 @@ def show(
     from enroll import commands
 
     with open_registry(admin_home(home)) as registry:
-        found = commands.find(registry, id)
+        found = commands.find(registry, id).at(now())
     cells = (
         found.id,
         found.device,

@@ -204,7 +204,7 @@ class _Waiting:
 
         before = self.open
         for batch in batches(before):
-            self.records |= {record.id: record for record in commands.find_all(self.registry, batch)}
+            self.records |= {record.id: record.at(now()) for record in commands.find_all(self.registry, batch)}
         return len(before) - len(self.open)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -229,6 +229,11 @@ class CommandRecord:
     changed_at: datetime
     output: str | None = None
     error: str = ""
+
+    def at(self, now: datetime) -> CommandRecord:
+        """As it is then: what was not accepted by its deadline is over, also while nobody writes that down."""
+        is_over = self.deadline <= now and self.state in (CommandState.QUEUED, CommandState.SENT)
+        return replace(self, state=CommandState.EXPIRED) if is_over else self
 
 
 @dataclass(frozen=True, slots=True)

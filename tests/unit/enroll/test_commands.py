@@ -112,10 +112,12 @@ def test_a_deadline_ends_what_nobody_took_and_nothing_else(registry: Registry) -
     books, (queued, sent, begun) = Books(registry), [give(registry) for _ in range(3)]
     books.enter([result(PUMP, begun, ResultState.ACCEPTED)], [sent], NOW)
     assert NOW + MINUTE == books.agenda(NOW).next_deadline
+    found = commands.find_all(registry, (queued, sent, begun))
+    assert found == [each.at(NOW + MINUTE - timedelta.resolution) for each in found]
+    unwritten = [each.at(NOW + MINUTE).state for each in found]  # as an admin sees it who looks before dispatch does
     assert books.agenda(NOW + MINUTE).next_deadline is None
-    assert [CommandState.EXPIRED, CommandState.EXPIRED, CommandState.ACCEPTED] == [
-        state(registry, id_) for id_ in (queued, sent, begun)
-    ]
+    assert [CommandState.EXPIRED, CommandState.EXPIRED, CommandState.ACCEPTED] == unwritten
+    assert unwritten == [state(registry, id_) for id_ in (queued, sent, begun)]
 
 
 def test_who_takes_over_an_id_inherits_no_commands(registry: Registry) -> None:
