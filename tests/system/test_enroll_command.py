@@ -22,6 +22,9 @@ from tests.processes import Program, command_line, environment, run
 from tests.system.agents import LiveFleet, live_fleet
 from tests.system.brokers import enrol, peer, start_service, wait_ready
 
+LONG, SHORT = (f"{within(seconds):.0f}s" for seconds in (20, 3))
+"""Times that a device which is there may take to answer, and that one which is not is waited for."""
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> AdminHome:
@@ -107,11 +110,11 @@ def test_send_waits_for_the_firmwares_answer(fleet: LiveFleet) -> None:
         Program("firmware-stub", "--socket", agent.path / "run" / "app.sock", "--interval", 1),
     ):
         device.wait_for_line("device-agent: ready pump-10")
-        done = fleet.enroll("send", "pump-10", "echo", '{"text": "\\u2028"}', "--wait", "--timeout", "20s")
+        done = fleet.enroll("send", "pump-10", "echo", '{"text": "\\u2028"}', "--wait", "--timeout", LONG)
         assert {"text": "\u2028"} == json.loads(done.stdout)
         shown = json.loads(fleet.enroll("device", "show", "pump-10", "-o", "json").stdout)
         assert (True, "active") == (shown["online"], shown["state"])
-        wrong = ("send", "pump-10", "set-interval", "{}", "--wait", "--timeout", "20s", "--no-check")
+        wrong = ("send", "pump-10", "set-interval", "{}", "--wait", "--timeout", LONG, "--no-check")
         refused = run("enroll", *wrong, "--home", fleet.home.path)
         assert (1, "") == (refused.returncode, refused.stdout)
         words = "error: pump-10 failed: the arguments do not fit: seconds is missing"
@@ -143,13 +146,13 @@ def test_send_to_a_group_shows_what_each_answered(fleet: LiveFleet) -> None:
         Program("firmware-stub", "--socket", agent.path / "run" / "app.sock", "--interval", 1),
     ):
         device.wait_for_line("device-agent: ready pump-20")
-        to_all = ("send", "--group", "twenties", "echo", '{"n": 1}', "--wait", "--timeout", "3s", "-o", "json")
+        to_all = ("send", "--group", "twenties", "echo", '{"n": 1}', "--wait", "--timeout", SHORT, "-o", "json")
         done = run("enroll", *to_all, "--home", fleet.home.path)
         answers = {answer["device"]: (answer["state"], answer["output"]) for answer in json.loads(done.stdout)}
         assert {"pump-20": ("done", {"n": 1}), "pump-21": ("expired", None)} == answers
         assert (6, "error: 1 of 2 did it") == (done.returncode, done.stderr.splitlines()[-2])
         to_some = ("--group", "twenties", "--where", "site=berlin and online")
-        table = fleet.enroll("send", *to_some, "echo", '{"n": 2}', "--wait", "--timeout", "20s").stdout.splitlines()
+        table = fleet.enroll("send", *to_some, "echo", '{"n": 2}', "--wait", "--timeout", LONG).stdout.splitlines()
         assert ["DEVICE", "COMMAND", "STATE", "ANSWER"] == table[0].split()
         assert ["pump-20", "done", '{"n":', "2}"] == table[1].split()[:1] + table[1].split()[2:]
 

@@ -242,7 +242,7 @@ def test_connections_over_the_limit_wait_and_are_served_when_one_ends(home: Admi
         writer.write(HEALTH)
         assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
 
-    against(home, limits(connections=2), steps)
+    against(home, limits(connections=2, grace=PATIENT), steps)
 
 
 def test_a_connection_gives_its_slot_back_however_it_ends(home: AdminHome) -> None:
