@@ -7,6 +7,7 @@ the service do.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,14 +207,24 @@ class LastAnswerWins(Directory):
         return (Changed(before, entry),) if before != entry else ()
 
 
+def is_found(
+    make_engine: EngineMaker, fleet: TestFleet, directory: Callable[[], Directory], scenario: Scenario
+) -> bool:
+    """Whether one run of a few ends with it: which steps there are depends on when the kernel brings what was sent."""
+    for _ in range(5):
+        try:
+            run(make_engine, fleet, Direct(directory()), scenario, "revoked")
+        except AssertionError as error:
+            return re.search(r"a session is live|registered later|deadline", str(error)) is not None
+    return False
+
+
 @pytest.mark.parametrize("scenario", [CONNECT, TAKE_OVER, TWO_AT_ONCE], ids=lambda s: s.name)
 def test_a_decision_before_a_wait_is_found(make_engine: EngineMaker, fleet: TestFleet, scenario: Scenario) -> None:
     """These tests would pass whatever the engine does."""
-    with pytest.raises(AssertionError, match=r"a session is live|registered later|deadline"):
-        run(make_engine, fleet, Direct(OneStepLate()), scenario, "revoked")
+    assert is_found(make_engine, fleet, OneStepLate, scenario)
 
 
 def test_an_old_answer_that_wins_is_found(make_engine: EngineMaker, fleet: TestFleet) -> None:
     """These tests would pass whatever the directory does."""
-    with pytest.raises(AssertionError, match=r"a session is live|registered later|deadline"):
-        run(make_engine, fleet, Direct(LastAnswerWins()), READ_THROUGH, "revoked")
+    assert is_found(make_engine, fleet, LastAnswerWins, READ_THROUGH)
