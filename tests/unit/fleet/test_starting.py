@@ -1,20 +1,29 @@
 """What a program does before it is loaded."""
 
 import gc
+import weakref
 
 import pytest
 
 from fleet.starting import uncollected
 
 
-def test_what_is_loaded_is_not_looked_through_for_garbage() -> None:
-    """A start would take a tenth longer, on a small machine most of a second."""
+class Thing:
+    """What can be referred to weakly, and refers to itself."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_is_loaded_is_looked_through_for_garbage_once() -> None:
+    """A start would take a tenth longer, on a small machine most of a second; or garbage would be kept for ever."""
     try:
         with uncollected():
             assert not gc.isenabled()
-            loaded: list[object] = []
-            loaded.append(loaded)
+            loaded, garbage = Thing(), weakref.ref(Thing())
+            assert garbage() is not None
         assert gc.isenabled()
+        assert garbage() is None
         assert not any(each is loaded for each in gc.get_objects())
     finally:
         gc.unfreeze()
