@@ -32,7 +32,7 @@ def interruptible(leave: Callable[[int], object]) -> Iterator[None]:
 def uncollected() -> Iterator[None]:
     """Within, garbage is collected once, at the end; what is there then is looked through no more.
 
-    What is loaded is no garbage: to look through it while more comes is a tenth of the time that a start takes.
+    What is loaded is no garbage: to look through it while more comes is up to a seventh of a start's CPU.
     """
     gc.disable()
     try:

@@ -40,7 +40,7 @@ def status(
         raise InvalidInput(f"{output[:40]!r} is not an output", hint="table or json")
     at = admin_home(home)
     with open_registry(at) as registry, registry.read() as transaction:
-        devices, commands = overview.counts(transaction), overview.command_counts(transaction)
+        devices, commands = overview.counts(transaction), overview.command_counts(transaction, now())
         alarms, unwell = lineage.count_alarmed(transaction), overview.unwell(transaction, _UNWELL_SHOWN)
         reserve = registry.reserve
         jobs = unsettled(transaction, now() - _HALTED_LATELY)

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Integer, bindparam, select, text
 from sqlalchemy import update as updating
 
 from enroll.registry.jobs import job_targets, jobs
-from enroll.registry.records import CommandState
+from enroll.registry.records import UNDELIVERED, CommandState
 from enroll.registry.schema import UNCOUNTED, commands
 from enroll.registry.statement import Row, Statement
 from enroll.rollout import Job, Target
@@ -25,7 +25,6 @@ from fleet.identity import DeviceId
 
 _SILENCE: Final = "silent"
 _BEGUN: Final = (CommandState.ACCEPTED, CommandState.RUNNING)
-_NOT_BEGUN: Final = (CommandState.QUEUED, CommandState.SENT)
 _TALLIED: Final = {
     CommandState.DONE.value: "done",
     CommandState.FAILED.value: "failed",
@@ -171,7 +170,7 @@ def count_silent(transaction: Connection, job: Job, found: Collection[int]) -> N
 def unbegun(transaction: Connection, job: Job, limit: int) -> list[int]:
     """Up to `limit` of its commands that no device has begun, those first which are about to go out; their numbers."""
     found = [number for (number,) in _UNBEGUN_DUE.all(transaction, of=job.number, limit=limit)]
-    for state in _NOT_BEGUN:
+    for state in UNDELIVERED:
         rows = _UNBEGUN.all(transaction, of=job.number, state=state.value, limit=limit)
         found += [number for (number,) in rows]
     return list(dict.fromkeys(found))[:limit]

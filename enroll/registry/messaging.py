@@ -10,12 +10,12 @@ from sqlalchemy import Connection, Row, Select, bindparam, false, func, insert, 
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from enroll.registry import state
-from enroll.registry.records import CommandRecord, CommandState, PresenceRecord
+from enroll.registry.records import UNDELIVERED, CommandRecord, CommandState, PresenceRecord
 from enroll.registry.schema import commands, presence, principals
 from fleet.identity import DeviceId, State
 from fleet.messages import ResultMessage, encode_object
 
-_UNDELIVERED: Final = (CommandState.QUEUED.value, CommandState.SENT.value)
+_UNDELIVERED: Final = tuple(each.value for each in UNDELIVERED)
 _UNFINISHED: Final = (*_UNDELIVERED, CommandState.ACCEPTED.value, CommandState.RUNNING.value)
 
 _COMMAND = select(

@@ -8,11 +8,18 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select, text
+from sqlalchemy import ColumnElement, Connection, Select, case, func, select, text
 
 from enroll.registry import lineage
 from enroll.registry.identity import CERTIFICATE_COLUMNS, certificate_of, decode_names
-from enroll.registry.records import LIVE, CertificateRecord, PresenceRecord, PrincipalRecord
+from enroll.registry.records import (
+    LIVE,
+    UNDELIVERED,
+    CertificateRecord,
+    CommandState,
+    PresenceRecord,
+    PrincipalRecord,
+)
 from enroll.registry.schema import certificates, commands, memberships, presence, principals
 from enroll.registry.selecting import fits, like
 from enroll.selection import Selection
@@ -160,7 +167,8 @@ def newest_certificates(transaction: Connection, limit: int) -> list[Certificate
     return [certificate_of(row) for row in transaction.execute(_NEWEST.limit(limit))][::-1]
 
 
-def command_counts(transaction: Connection) -> dict[str, int]:
-    """How many commands are in each state that occurs."""
-    counted = transaction.execute(select(commands.c.state, func.count()).group_by(commands.c.state))
-    return dict(counted.all())
+def command_counts(transaction: Connection, now: datetime) -> dict[str, int]:
+    """How many commands are in each state that occurs, as of `CommandRecord.at`."""
+    is_over = commands.c.state.in_([each.value for each in UNDELIVERED]) & (commands.c.deadline <= now)
+    state = case((is_over, CommandState.EXPIRED.value), else_=commands.c.state)
+    return dict(transaction.execute(select(state, func.count()).group_by(state).order_by(state)).all())

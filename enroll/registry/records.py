@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
 from fleet.identity import DeviceId, Principal, Role, Serial, State
 from fleet.messages import ResultState
@@ -212,6 +213,8 @@ class CommandState(StrEnum):
 
 
 _ORDER = tuple(CommandState)
+UNDELIVERED: Final = (CommandState.QUEUED, CommandState.SENT)
+"""Those of a command that its device has not accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +235,7 @@ class CommandRecord:
 
     def at(self, now: datetime) -> CommandRecord:
         """As it is then: what was not accepted by its deadline is over, also while nobody writes that down."""
-        is_over = self.deadline <= now and self.state in (CommandState.QUEUED, CommandState.SENT)
+        is_over = self.deadline <= now and self.state in UNDELIVERED
         return replace(self, state=CommandState.EXPIRED) if is_over else self
 
 

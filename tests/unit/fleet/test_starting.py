@@ -16,7 +16,7 @@ class Thing:
 
 
 def test_what_is_loaded_is_looked_through_for_garbage_once() -> None:
-    """A start would take a tenth longer, on a small machine most of a second; or garbage would be kept for ever."""
+    """A start would take up to a seventh longer, or garbage would be kept for ever."""
     try:
         with uncollected():
             assert not gc.isenabled()
